@@ -1,0 +1,12 @@
+"""The errors that are the input's fault: every program prints them in one line and exits with 1."""
+
+
+class InputError(Exception):
+    """Something the user gave can't be used.
+
+    The message is one line: the rule, the value received with its file and place, and the remedy.
+    """
+
+
+class CatalogueError(InputError):
+    """A catalogue file (.bson or .csv) breaks a rule of its format; names the file and the byte offset or row."""

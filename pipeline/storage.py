@@ -1,0 +1,133 @@
+"""The one door to files: local paths, and s3:// az:// http(s):// hdfs:// through tensorflow-io.
+
+Outputs appear whole or not at all: `atomic_writer` writes under a temporary name, syncs, then renames.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from pipeline.errors import InputError
+
+
+def is_remote(path: str) -> bool:
+    """Whether `path` names a file system other than this machine's, such as s3://bucket/key."""
+    return '://' in path
+
+
+def join(folder: str, *names: str) -> str:
+    """The path of a file in a folder, local or remote."""
+    return '/'.join([folder.rstrip('/'), *names]) if is_remote(folder) else os.path.join(folder, *names)
+
+
+def open_read(path: str) -> BinaryIO:
+    """The file, open for reading bytes, with seek and tell.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    if is_remote(path):
+        return _gfile().GFile(path, 'rb')
+    try:
+        return open(path, 'rb')
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise InputError(f'{path}: no such file') from None
+
+
+def exists(path: str) -> bool:
+    """Whether there is a file or a folder of this name."""
+    return _gfile().exists(path) if is_remote(path) else os.path.exists(path)
+
+
+def size(path: str) -> int:
+    """The file's length in bytes."""
+    return _gfile().stat(path).length if is_remote(path) else os.path.getsize(path)
+
+
+def list_names(folder: str) -> list[str]:
+    """The names in a folder, sorted; [] if there is no such folder."""
+    if not exists(folder):
+        return []
+    return sorted(_gfile().listdir(folder) if is_remote(folder) else os.listdir(folder))
+
+
+def make_folder(path: str) -> None:
+    """Makes a folder and its parents; no error if it stands already."""
+    if is_remote(path):
+        _gfile().makedirs(path)
+    else:
+        os.makedirs(path, exist_ok=True)
+
+
+def remove(path: str) -> None:
+    """Removes a file, or a folder with all in it."""
+    if is_remote(path):
+        (_gfile().rmtree if _gfile().isdir(path) else _gfile().remove)(path)
+    elif os.path.isdir(path):
+        shutil.rmtree(path)
+    else:
+        os.remove(path)
+
+
+@contextlib.contextmanager
+def atomic_writer(path: str) -> Iterator[BinaryIO]:
+    """A file that gets its name only once all of it is on the disk; if the block raises, nothing is left behind.
+
+    Two writers of the same name can't mix: each has a temporary name of its own and the last rename wins.
+    """
+    with atomic_path(path) as temporary:
+        if is_remote(path):
+            with _gfile().GFile(temporary, 'wb') as file:
+                yield file
+        else:
+            with open(temporary, 'wb') as file:
+                yield file
+
+
+@contextlib.contextmanager
+def atomic_path(path: str) -> Iterator[str]:
+    """A temporary path for a library that writes the file by itself; it is renamed to `path` when the block ends.
+
+    The temporary name ends as `path` does, because some writers choose the format by the ending.
+    """
+    folder, name = path.rsplit('/', 1) if '/' in path else ('.', path)
+    temporary = join(folder, f'.tmp-{uuid.uuid4().hex}-{name}')
+    try:
+        yield temporary
+        if is_remote(path):
+            _gfile().rename(temporary, path, overwrite=True)
+            return
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(folder)
+    except BaseException:
+        if exists(temporary):
+            remove(temporary)
+        raise
+
+
+def _sync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _gfile() -> Any:
+    """TensorFlow's file systems, with those of tensorflow-io registered; imported only when a path needs them."""
+    try:
+        import tensorflow_io  # noqa: F401
+    except Exception as error:
+        raise InputError(
+            'a remote path needs tensorflow-io, which loads with tensorflow 2.17.1 only: install the versions in '
+            f'constraints.txt, or use a local path ({type(error).__name__})'
+        ) from error
+    import tensorflow as tf
+
+    return tf.io.gfile
