@@ -18,6 +18,7 @@ several. Exit codes: 0 done, 1 bad input, 2 bad usage, 130 interrupted.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import textwrap
@@ -32,6 +33,8 @@ from pipeline.errors import InputError
 # TensorFlow reads this when it is imported (3 drops its start-up notes on missing GPUs as well; its Python errors are
 # not affected). Programs import this module before TensorFlow.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+# Beam notes at every import that Google's cloud clients aren't installed; nothing here uses them.
+logging.getLogger().addFilter(lambda record: 'apitools not found' not in str(record.msg))
 
 
 def flag_values() -> flags.FlagValues:

@@ -1,0 +1,83 @@
+"""Runs a Beam job the same way from every program: runner flags, processes, one-line errors.
+
+In Beam 2.77 the plain `DirectRunner` first tries to download another runner and ignores the process count. So here the
+name stands for Beam's FnApiRunner with one process a core; every other Beam flag passes through as given.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable
+
+import apache_beam as beam
+from absl import flags
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.transforms.environments import SubprocessSDKEnvironment
+
+from pipeline.errors import InputError
+
+HELP = """Beam's flags pass through: --runner=DirectRunner (the default: one process a core), FnApiRunner (one process),
+FlinkRunner, DataflowRunner, and what belongs to each, such as --direct_num_workers=4."""
+
+
+def run(argv: list[str], build: Callable[[beam.Pipeline], object]) -> None:
+    """Builds a pipeline and runs it to its end.
+
+    Args:
+        argv: Beam's flags: what the program itself didn't know.
+        build: adds the steps to the pipeline.
+
+    Raises:
+        InputError: a step raised one, in whichever process; the message is the step's own.
+        flags.Error: a flag that Beam doesn't know either, or a stray word.
+    """
+    options = PipelineOptions(argv)
+    runner_name = options.view_as(StandardOptions).runner or 'DirectRunner'
+    if runner_name in ('DirectRunner', 'FnApiRunner'):
+        _refuse_unknown(argv)
+        _quiet_logs()
+    runner = _local_processes(argv, options) if runner_name == 'DirectRunner' else runner_name
+    try:
+        with beam.Pipeline(runner=runner, options=options) as pipeline:
+            build(pipeline)
+    except Exception as error:
+        raise _input_error(error) or error from None
+
+
+def _local_processes(argv: list[str], options: PipelineOptions) -> FnApiRunner:
+    direct = options.view_as(DirectOptions)
+    if any(word.startswith('--direct_running_mode') for word in argv):
+        return FnApiRunner()
+    if not any(word.startswith('--direct_num_workers') for word in argv):
+        direct.direct_num_workers = os.cpu_count()
+    command = f'exec {shlex.quote(sys.executable)} -m pipeline.beam_worker'
+    return FnApiRunner(SubprocessSDKEnvironment.from_command_string(command))
+
+
+def _refuse_unknown(argv: list[str]) -> None:
+    """Beam drops what it doesn't know with no more than a warning; a mistyped flag must not be lost so quietly."""
+    options = PipelineOptions(argv)
+    known = options.get_all_options(retain_unknown_options=False)
+    for name in options.get_all_options(retain_unknown_options=True):
+        if name not in known:
+            raise flags.Error(f'unknown flag --{name}: neither this program nor Beam has it')
+    for before, word in zip(['', *argv], argv, strict=False):
+        if not word.startswith('-') and (not before.startswith('-') or '=' in before):
+            raise flags.Error(f'unexpected argument {word!r}: every option is written --name=value')
+
+
+def _quiet_logs() -> None:
+    """Hides what Beam logs of a local run: notes on itself, and errors that are raised to us anyway."""
+    logging.getLogger('apache_beam').setLevel(logging.CRITICAL)
+
+
+def _input_error(error: Exception) -> InputError | None:
+    """The InputError that a step raised. Workers hand it over as text: a traceback, then name and message."""
+    text = f'{type(error).__module__}.{type(error).__qualname__}: {error}'.replace('\\n', '\n')
+    found = re.findall(r'^pipeline\.errors\.\w+: (.+)$', text, re.MULTILINE)
+    return InputError(re.sub(r" \[while running '.*$", '', found[-1])) if found else None

@@ -1,0 +1,95 @@
+"""category_names.csv <-> labels 0..C-1.
+
+Labels number the category ids in ascending order, so they depend only on the set of ids, not on the file's order.
+Kaggle's level-3 names repeat, so a name is never a key.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline import storage
+from pipeline.errors import CatalogueError
+
+SOURCE_NAME = 'category_names.csv'
+NAME = 'categories.csv'
+SOURCE_COLUMNS = ('category_id', 'category_level1', 'category_level2', 'category_level3')
+COLUMNS = ('label', *SOURCE_COLUMNS)
+
+
+@dataclass(frozen=True)
+class Categories:
+    """The label map.
+
+    Attributes:
+        ids: int64 [C], ascending; ids[label] is the category id.
+        names: C tuples of the names of levels 1, 2 and 3.
+    """
+
+    ids: np.ndarray
+    names: tuple[tuple[str, str, str], ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def labels(self, category_ids: np.ndarray) -> np.ndarray:
+        """The labels of category ids, int64 of the same shape; -1 for an id that isn't there."""
+        places = np.minimum(np.searchsorted(self.ids, category_ids), len(self.ids) - 1)
+        return np.where(self.ids[places] == category_ids, places, -1).astype(np.int64)
+
+    def digest(self) -> str:
+        """SHA-256 of the ids in order, in hexadecimal: what a model's outputs mean."""
+        return hashlib.sha256(self.ids.astype('<i8').tobytes()).hexdigest()
+
+
+def read_source(folder: str) -> Categories:
+    """Reads Kaggle's category_names.csv from a catalogue's folder.
+
+    Raises:
+        CatalogueError: a wrong header, a row that isn't an id and three names, or an id that stands twice.
+    """
+    return _read(storage.join(folder, SOURCE_NAME), SOURCE_COLUMNS)
+
+
+def read(folder: str) -> Categories:
+    """Reads the categories.csv of a shards, run or logits folder."""
+    return _read(storage.join(folder, NAME), COLUMNS)
+
+
+def write(categories: Categories, folder: str) -> None:
+    """Writes categories.csv: label, category id and names."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator='\n')
+    rows.writerow(COLUMNS)
+    for label, (category_id, names) in enumerate(zip(categories.ids, categories.names, strict=True)):
+        rows.writerow([label, category_id, *names])
+    with storage.atomic_writer(storage.join(folder, NAME)) as file:
+        file.write(text.getvalue().encode())
+
+
+def _read(path: str, columns: tuple[str, ...]) -> Categories:
+    with storage.open_read(path) as file:
+        data = file.read()
+    try:
+        rows = list(csv.reader(io.StringIO(data.decode('utf-8-sig')), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise CatalogueError(f'{path}: must be UTF-8 text with commas ({error})') from None
+    if not rows or tuple(rows[0]) != columns:
+        raise CatalogueError(f'{path}: row 1 must be {",".join(columns)}, is {",".join(rows[0]) if rows else "empty"}')
+    names: dict[int, tuple[str, str, str]] = {}
+    for number, row in enumerate(rows[1:], start=2):
+        cells = row[-4:]
+        if len(row) != len(columns) or not cells[0].isdecimal():
+            raise CatalogueError(f'{path}: row {number} must be {",".join(columns)}, is {",".join(row)}')
+        if int(cells[0]) in names:
+            raise CatalogueError(f'{path}: row {number} repeats category {cells[0]}; each must stand once')
+        names[int(cells[0])] = (cells[1], cells[2], cells[3])
+    if not names:
+        raise CatalogueError(f'{path}: holds no category')
+    ids = sorted(names)
+    return Categories(np.array(ids, np.int64), tuple(names[category_id] for category_id in ids))

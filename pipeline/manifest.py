@@ -1,0 +1,114 @@
+"""What a sharded dataset holds: one manifest.json a folder, written last, checked when read.
+
+Shards of pictures (pipeline.convert) and stores of logits (ensemble.logits) have the same manifest; `about` says what
+made them. Readers open only the files that the manifest lists, so stale files of an earlier run are never read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline import storage
+from pipeline.errors import InputError
+
+NAME = 'manifest.json'
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class FileInfo:
+    """One data file of a dataset.
+
+    Attributes:
+        name: file name inside the dataset's folder.
+        split: train, val or test.
+        products: products in the file.
+        images: pictures in the file (for logits: rows, one a picture and view).
+        bytes: the file's length.
+        crc32c: checksum of the whole file, 8 hexadecimal digits.
+    """
+
+    name: str
+    split: str
+    products: int
+    images: int
+    bytes: int
+    crc32c: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """The files of a dataset and what made them.
+
+    Attributes:
+        kind: shards or logits.
+        about: what the files were made from and how: JSON values only.
+        files: in order of name.
+    """
+
+    kind: str
+    about: Mapping[str, Any]
+    files: tuple[FileInfo, ...]
+
+    def of_split(self, split: str) -> tuple[FileInfo, ...]:
+        """The files of one split, in shard order."""
+        return tuple(file for file in self.files if file.split == split)
+
+    def products(self, split: str) -> int:
+        """How many products a split has."""
+        return sum(file.products for file in self.of_split(split))
+
+    def images(self, split: str) -> int:
+        """How many pictures a split has."""
+        return sum(file.images for file in self.of_split(split))
+
+    def digest(self) -> str:
+        """SHA-256 of the manifest, in hexadecimal: the identity of the dataset."""
+        return hashlib.sha256(_to_json(self)).hexdigest()
+
+
+def write(manifest: Manifest, folder: str) -> None:
+    """Writes manifest.json: the last step of making a dataset."""
+    with storage.atomic_writer(storage.join(folder, NAME)) as file:
+        file.write(_to_json(manifest))
+
+
+def read(folder: str, *, kind: str, remedy: str) -> Manifest:
+    """Reads and checks a folder's manifest.
+
+    Args:
+        folder: the dataset's folder.
+        kind: what the folder must hold: shards or logits.
+        remedy: the command that makes it, for the error.
+
+    Raises:
+        InputError: no manifest, one that can't be read, or one of another kind or version; a listed file is missing or
+            has another length.
+    """
+    path = storage.join(folder, NAME)
+    if not storage.exists(path):
+        raise InputError(f'{path}: no such file, so {folder} holds no finished {kind}; make them: {remedy}')
+    with storage.open_read(path) as file:
+        text = file.read()
+    try:
+        values = json.loads(text)
+        found = (values['kind'], values['format_version'])
+        manifest = Manifest(values['kind'], values['about'], tuple(FileInfo(**entry) for entry in values['files']))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f'{path}: not a manifest ({error!r}); make the {kind} again: {remedy}') from None
+    if found != (kind, FORMAT_VERSION):
+        raise InputError(f'{path}: holds {found[0]} of format {found[1]}, not {kind} of format {FORMAT_VERSION}')
+    for entry in manifest.files:
+        data_path = storage.join(folder, entry.name)
+        if not storage.exists(data_path) or storage.size(data_path) != entry.bytes:
+            raise InputError(f'{data_path}: missing or not {entry.bytes} bytes long; make the {kind} again: {remedy}')
+    return manifest
+
+
+def _to_json(manifest: Manifest) -> bytes:
+    values = {'format_version': FORMAT_VERSION, **dataclasses.asdict(manifest)}
+    return (json.dumps(values, indent=1, sort_keys=True) + '\n').encode()
