@@ -38,7 +38,7 @@ class Categories:
         return len(self.ids)
 
     def labels(self, category_ids: np.ndarray) -> np.ndarray:
-        """The labels of category ids, int64 of the same shape; -1 for an id that isn't there."""
+        """The labels of category ids: int64 [n] -> int64 [n] in 0..C-1, or -1 for an id that isn't there."""
         places = np.minimum(np.searchsorted(self.ids, category_ids), len(self.ids) - 1)
         return np.where(self.ids[places] == category_ids, places, -1).astype(np.int64)
 
