@@ -65,7 +65,12 @@ def parse(serialized: Any) -> dict[str, Any]:
     import tensorflow as tf
 
     number = tf.io.FixedLenFeature([], tf.int64)
-    features = {'product_id': number, 'category_id': number, 'label': number, 'images': tf.io.RaggedFeature(tf.string)}
+    features = {
+        'product_id': number,
+        'category_id': number,
+        'label': number,
+        'images': tf.io.RaggedFeature(tf.string, row_splits_dtype=tf.int64),
+    }
     return tf.io.parse_example(serialized, features)
 
 
