@@ -32,6 +32,9 @@ class Augmentation:
     flip_probability: float = 0.5
 
 
+NONE = Augmentation(crop_probability=0, flip_probability=0)
+
+
 def upscale_crop_flip(images: Any, draws: Any, *, augmentation: Augmentation, size: int) -> Any:
     """Augmented pictures at the model's size.
 

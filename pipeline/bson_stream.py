@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import bson
 from bson.errors import InvalidBSON
@@ -80,7 +80,7 @@ def read_document(file: BinaryIO, offset: int, *, path: str, with_category: bool
     if len(data) < length:
         raise bad(f'the file is cut off: this document has {length} bytes, {len(data)} are there', 'get the file again')
     try:
-        fields = bson.decode(data)
+        fields: dict[str, Any] = bson.decode(data)
     except InvalidBSON as error:
         raise bad(f'not a BSON document ({error})') from None
     product_id, category_id = fields.get('_id'), fields.get('category_id')
@@ -97,18 +97,19 @@ def read_document(file: BinaryIO, offset: int, *, path: str, with_category: bool
         problem = _picture_problem(image)
         if problem:
             raise bad(f'product {product_id}: picture {number} {problem}')
-    return Document(offset, length, int(product_id), int(category_id) if with_category else NO_CATEGORY, images)
+    return Document(offset, length, int(product_id), NO_CATEGORY if category_id is None else int(category_id), images)
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _images(entries: object) -> tuple[bytes, ...]:
     if not isinstance(entries, list):
         return ()
-    images = tuple(entry.get('picture') if isinstance(entry, dict) else None for entry in entries)
-    return images if all(isinstance(image, bytes) for image in images) else ()
+    images = [entry.get('picture') if isinstance(entry, dict) else None for entry in entries]
+    good = [image for image in images if isinstance(image, bytes)]
+    return tuple(good) if len(good) == len(images) else ()
 
 
 def _picture_problem(image: bytes) -> str:

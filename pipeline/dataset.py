@@ -18,9 +18,9 @@ import tensorflow as tf
 from pipeline import augment, categories, manifest, records, storage
 from pipeline.bson_stream import PICTURE_SIZE
 
-# Encoded pictures in the shuffle buffer: 5 kB each, so about 100 MB. Shards hold their products in order of hash, so
-# the buffer has only to part the pictures of one product.
-SHUFFLE_IMAGES = 20_000
+# Encoded pictures shuffled together: 5 kB each, so 50 MB, and up to three such blocks are in memory. Shards hold their
+# products in order of hash, so a block has only to part the pictures of one product.
+SHUFFLE_IMAGES = 10_000
 READERS = 16  # shards read in turn
 PARSE_PRODUCTS = 64  # products parsed by one call: tf.io.parse_example costs less a product in batches
 
@@ -67,7 +67,7 @@ def train(
         seed: of the order and of the draws for augmentation.
         batch_size: pictures a batch.
         start_step: batches to leave out at the start; their pictures are read but not decoded.
-        shuffle_images: encoded pictures in the shuffle buffer.
+        shuffle_images: encoded pictures shuffled together.
 
     Returns:
         images uint8 [batch, 180, 180, 3], draws float32 [batch, augment.DRAWS], labels int64 [batch].
@@ -78,8 +78,10 @@ def train(
     def one_pass(number: Any) -> tf.data.Dataset:
         pictures = _pictures(tf.random.experimental.stateless_shuffle(paths, seed=[seed, number]), readers=READERS)
         pictures = pictures.map(lambda picture: (picture['image'], picture['label']))
-        order_seed = tf.random.stateless_uniform([], seed=[seed, number], maxval=None, dtype=tf.int64, minval=None)
-        return pictures.shuffle(shuffle_images, seed=order_seed, reshuffle_each_iteration=False)
+        # Dataset.shuffle would mix in TensorFlow's global seed, so that the order would hang on who set it.
+        blocks = pictures.batch(shuffle_images).enumerate()
+        blocks = blocks.map(lambda block, columns: _shuffled(columns, [seed, number], block))
+        return blocks.prefetch(1).unbatch()
 
     def add_draws(step: Any, batch: Any) -> Any:
         images, labels = batch
@@ -90,6 +92,7 @@ def train(
     stream = stream.map(lambda image, label: (_decode(image), label), num_parallel_calls=tf.data.AUTOTUNE)
     stream = stream.batch(batch_size, drop_remainder=True)
     stream = stream.enumerate(start_step).map(add_draws)
+    stream = stream.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
     return stream.prefetch(tf.data.AUTOTUNE)
 
 
@@ -101,8 +104,6 @@ def evaluation(shards: Shards, split: str, *, batch_size: int, limit: int) -> tf
         with pictures of weight 0, so that every batch has the same shape and no picture is lost.
     """
     total = min(limit, shards.manifest.images(split))
-    padding = -total % batch_size
-
     def row(picture: dict[str, Any]) -> Any:
         return _decode(picture['image']), picture['label'], 1.0
 
@@ -117,7 +118,8 @@ def evaluation(shards: Shards, split: str, *, batch_size: int, limit: int) -> tf
 
     rows = _pictures(tf.constant(shards.paths(split)), readers=1).take(total)
     rows = rows.map(row, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size)
-    rows = rows.map(fill) if padding else rows
+    rows = rows.map(fill)
+    rows = rows.apply(tf.data.experimental.assert_cardinality(-(-total // batch_size)))
     return rows.prefetch(tf.data.AUTOTUNE)
 
 
@@ -164,10 +166,15 @@ def _pictures(paths: Any, *, readers: int) -> tf.data.Dataset:
         }
 
     files = tf.data.Dataset.from_tensor_slices(paths)
-    products = files.interleave(
-        tf.data.TFRecordDataset, cycle_length=readers, block_length=PARSE_PRODUCTS, deterministic=True
-    )
+    products = files.interleave(tf.data.TFRecordDataset, cycle_length=readers, block_length=PARSE_PRODUCTS)
     return products.batch(PARSE_PRODUCTS).map(lambda batch: by_picture(records.parse(batch))).unbatch()
+
+
+def _shuffled(columns: Any, seed: Any, block: Any) -> Any:
+    """The rows of some columns [n], all in the same random order."""
+    key = tf.random.experimental.stateless_fold_in(seed, block)
+    order = tf.random.experimental.stateless_shuffle(tf.range(tf.shape(columns[0])[0]), seed=key)
+    return tuple(tf.gather(column, order) for column in columns)
 
 
 def _decode(image: Any) -> Any:

@@ -102,7 +102,7 @@ def _exit(code: int, message: str) -> NoReturn:
     sys.exit(code)
 
 
-def progress(items: Iterable[Any] | None = None, *, total: float | None, label: str, unit: str) -> tqdm:
+def progress(items: Iterable[Any] | None = None, *, total: float, label: str, unit: str) -> tqdm:
     """A progress bar on stderr, over `items` or moved by update(); on no terminal it speaks every 10 seconds."""
     terminal = sys.stderr.isatty()
     return tqdm(

@@ -1,0 +1,50 @@
+# Every target makes what it needs: `make demo` and `make test` want nothing but Python 3.11 or 3.12 and make.
+
+# The first Python that really is 3.11 or 3.12; another one: make PYTHON=/path/to/python demo
+PYTHON ?= $(shell for python in python3.11 python3.12 python3 python; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$python && break; done)
+BIN := .venv/bin
+LATEST := .venv-latest/bin
+
+.PHONY: setup demo test check test-latest clean
+
+setup: .venv/installed
+
+demo: .venv/installed
+	$(BIN)/python -m tools.demo_catalogue --output_dir=data
+	$(BIN)/python -m pipeline.convert --runner=DirectRunner
+	$(BIN)/python -m model.train --flagfile=demo.flags
+	$(BIN)/python -m ensemble.combine --rule product --solution=data/solution.csv
+	$(BIN)/python -m ensemble.combine --rule all --logits=runs/latest/logits/val
+	$(BIN)/python -m ensemble.combine --rule all --logits=runs/latest/logits/test --solution=data/solution.csv
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+check: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The newest TensorFlow, for which no tensorflow-io is built.
+test-latest: .venv-latest/installed
+	$(LATEST)/python -m pytest -m "not slow"
+
+.venv/installed: constraints.txt setup.cfg pyproject.toml
+	$(call install,.venv,constraints.txt)
+	touch $@
+
+.venv-latest/installed: constraints-latest.txt setup.cfg pyproject.toml
+	$(call install,.venv-latest,constraints-latest.txt)
+	$(LATEST)/pip uninstall --quiet --yes tensorflow-io tensorflow-io-gcs-filesystem
+	touch $@
+
+# $(call install,ENVIRONMENT,CONSTRAINTS): all that demo, tests and checks need, in the versions listed.
+define install
+	@test -n "$(PYTHON)" || { echo 'error: no Python 3.11 or 3.12 found; name one: make PYTHON=/path/to/python'; exit 1; }
+	$(PYTHON) -m venv --clear $(1)
+	PIP_CONSTRAINT=$(2) $(1)/bin/pip install --quiet --disable-pip-version-check --editable '.[demo,test]'
+endef
+
+clean:
+	rm -rf .venv .venv-latest data runs

@@ -1,0 +1,112 @@
+"""Per-image logits of a split, written shard by shard in the dataset's order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from ensemble import logits
+from model.accumulate import AccumulatingModel
+from pipeline import dataset, manifest, program, storage
+from pipeline.augment import Augmentation
+from pipeline.dataset import Shards
+from pipeline.errors import InputError
+
+# The views beside the plain picture vary as the paper's augmented training pictures do, whatever the model was trained
+# with (FACTS, Table I: TTA of both configurations).
+VIEWS = Augmentation()
+
+
+def folder_of(run_dir: str, split: str, *, tta: int) -> str:
+    """Where the logits of a split lie in a run."""
+    return storage.join(run_dir, 'logits', split if tta == 1 else f'{split}-tta{tta}')
+
+
+def predict_split(
+    model: AccumulatingModel, shards: Shards, split: str, *, run_dir: str, tta: int, seed: int, batch_size: int
+) -> str:
+    """Writes the logits of every picture of a split; does nothing if they are there.
+
+    Args:
+        model: the trained model, made under the strategy in scope.
+        shards: the dataset.
+        split: val or test (or train).
+        run_dir: the run's folder.
+        tta: views a picture; view 0 is the plain picture.
+        seed: of the other views.
+        batch_size: views at a time, over all replicas.
+
+    Returns:
+        The store's folder.
+
+    Raises:
+        InputError: the model knows other categories than the shards hold.
+    """
+    classes = model.classifier.output_shape[-1]
+    if classes != len(shards.label_map):
+        raise InputError(
+            f'{run_dir}: its model has {classes} categories, the shards in {shards.folder} have {len(shards.label_map)}'
+        )
+    folder = folder_of(run_dir, split, tta=tta)
+    identity = {'weights_digest': weights_digest(model.classifier), 'dataset_digest': shards.manifest.digest()}
+    if _is_finished(folder, identity):
+        print(f'logits of {split} are in {folder} already')
+        return folder
+    storage.make_folder(folder)
+    files = []
+    with program.progress(
+        None, total=shards.manifest.images(split) * tta, label=f'predict {split}', unit='image'
+    ) as bar:
+        for file, path in zip(shards.manifest.of_split(split), shards.paths(split), strict=True):
+            views = dataset.views(path, batch_size=batch_size, tta=tta, seed=seed)
+            rows = _rows(model, views, bar, augmentation=VIEWS if tta > 1 else None)
+            files.append(logits.write_shard(folder, file.name, rows, split=split))
+    logits.finish(folder, files, split=split, tta=tta, categories=shards.label_map, **identity)
+    return folder
+
+
+def weights_digest(classifier: keras.Model) -> str:
+    """SHA-256 of all weights in order, in hexadecimal."""
+    digest = hashlib.sha256()
+    for value in classifier.get_weights():
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
+
+
+def _is_finished(folder: str, identity: dict[str, str]) -> bool:
+    """Whether a store of these weights and this dataset is there; one of others is unmade before it is replaced."""
+    path = storage.join(folder, manifest.NAME)
+    if not storage.exists(path):
+        return False
+    about = logits.read_manifest(folder).about
+    if all(about[name] == value for name, value in identity.items()):
+        return True
+    storage.remove(path)
+    return False
+
+
+def _rows(
+    model: AccumulatingModel, views: tf.data.Dataset, bar: Any, *, augmentation: Augmentation | None
+) -> Iterator[logits.Rows]:
+    strategy = tf.distribute.get_strategy()
+
+    @tf.function
+    def step(images: Any, draws: Any) -> Any:
+        return tf.cast(model.logits(images, draws, augmentation=augmentation), tf.float16)
+
+    for images, draws, *columns in strategy.experimental_distribute_dataset(views):
+        values = _joined(strategy.run(step, args=(images, draws)))
+        product_id, image_index, view, label = (_joined(column) for column in columns)
+        yield logits.Rows(product_id=product_id, image_index=image_index, view=view, label=label, logits=values)
+        bar.update(len(values))
+
+
+def _joined(value: Any) -> np.ndarray:
+    """The replicas' parts of a batch, in order."""
+    parts = tf.distribute.get_strategy().experimental_local_results(value)
+    return np.concatenate([part.numpy() for part in parts])

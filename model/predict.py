@@ -1,0 +1,51 @@
+"""Writes a finished run's per-image logits again: `python -m model.predict --run_dir=runs/latest --split=test --tta=5`
+
+With --tta=N each picture is seen in N views, the first of them as it is; the logits go to logits/SPLIT-ttaN. Logits of
+the same weights and shards that are there already are left as they are.
+"""
+
+from __future__ import annotations
+
+from pipeline import program  # first: it quiets the logs of what is imported below
+
+# isort: split
+from absl import flags
+
+from model import devices, inference, runs
+from model.accumulate import AccumulatingModel
+from pipeline import dataset, split
+
+FLAGS = program.flag_values()
+RUN_DIR = flags.DEFINE_string('run_dir', 'runs/latest', "The run's folder.", flag_values=FLAGS)
+SHARDS_DIR = flags.DEFINE_string('shards_dir', 'data/shards', 'Folder of the shards.', flag_values=FLAGS)
+SPLIT = flags.DEFINE_enum('split', 'test', split.SPLITS, 'Which pictures.', flag_values=FLAGS)
+TTA = flags.DEFINE_integer('tta', 1, 'Views of each picture (paper: 5).', lower_bound=1, flag_values=FLAGS)
+BATCH = flags.DEFINE_integer('batch', 64, 'Views that a device takes at a time.', lower_bound=1, flag_values=FLAGS)
+SEED = flags.DEFINE_integer('seed', 0, 'Of the views.', flag_values=FLAGS)
+STRATEGY = flags.DEFINE_enum(
+    'strategy', 'auto', devices.STRATEGIES, 'One device, or mirrored on all GPUs.', flag_values=FLAGS
+)
+
+
+def main(argv: list[str]) -> None:
+    """Predicts one split."""
+    program.parse(FLAGS, argv, doc=__doc__)
+    shards = dataset.open_shards(SHARDS_DIR.value)
+    strategy = devices.strategy(STRATEGY.value)
+    with strategy.scope():
+        model = AccumulatingModel(runs.load_model(RUN_DIR.value), micro_batch=BATCH.value)
+        folder = inference.predict_split(
+            model,
+            shards,
+            SPLIT.value,
+            run_dir=RUN_DIR.value,
+            tta=TTA.value,
+            seed=SEED.value,
+            batch_size=BATCH.value * strategy.num_replicas_in_sync,
+        )
+    print(f'wrote {folder}')
+    print(f'next: python -m ensemble.combine --rule product --logits={folder}')
+
+
+if __name__ == '__main__':
+    program.run(main)

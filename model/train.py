@@ -1,0 +1,241 @@
+"""Trains a classifier on shards, then writes its logits: `python -m model.train --flagfile=noaug.flags`
+
+noaug.flags and aug.flags are the paper's two configurations, demo.flags a small Xception for two CPU cores. Flags after
+the flagfile override it. The same command goes on with an interrupted run from its last artificial epoch, and leaves a
+finished one as it is.
+"""
+
+from __future__ import annotations
+
+from pipeline import program  # first: it quiets the logs of what is imported below
+
+# isort: split
+import itertools
+import os
+import random
+import time
+
+import keras
+import tensorflow as tf
+from absl import flags
+
+from model import backbone as backbones
+from model import callbacks, checkpoint, classifier, devices, inference, runs, stages
+from model.accumulate import AccumulatingModel, AverageBatchNormalization
+from model.backbone import Backbone
+from model.stages import Schedule, Segment
+from pipeline import dataset, split, storage
+from pipeline.augment import Augmentation
+from pipeline.dataset import Shards
+
+FLAGS = program.flag_values()
+# Data and run
+SHARDS_DIR = flags.DEFINE_string('shards_dir', 'data/shards', 'Folder of the shards.', flag_values=FLAGS)
+RUN_DIR = flags.DEFINE_string('run_dir', 'runs/default', "The run's folder.", flag_values=FLAGS)
+PREDICT = flags.DEFINE_list(
+    'predict', ['val', 'test'], 'Splits whose logits are written after training.', flag_values=FLAGS
+)
+SEED = flags.DEFINE_integer('seed', 0, 'Of first weights, order, augmentation and dropout.', flag_values=FLAGS)
+# Model
+BACKBONE = flags.DEFINE_string(
+    'backbone', 'xception', f'The network: {", ".join(backbones.names())}.', flag_values=FLAGS
+)
+WIDTH = flags.DEFINE_float('width', 1, "Times the backbone's published filters.", lower_bound=0.01, flag_values=FLAGS)
+WEIGHTS = flags.DEFINE_string(
+    'weights', 'imagenet', 'What it starts from: imagenet (downloaded), none (random) or a .keras or .h5 file.',
+    flag_values=FLAGS,
+)  # fmt: skip
+IMAGE_SIZE = flags.DEFINE_integer('image_size', 180, 'Pixels a side.', lower_bound=32, flag_values=FLAGS)
+DROPOUT = flags.DEFINE_float(
+    'dropout', 0, 'Share of features left out before the dense layer (paper, aug: 0.2).', 0, 0.99, flag_values=FLAGS
+)
+# Augmentation
+CROP_PROBABILITY = flags.DEFINE_float(
+    'crop_probability', 0, 'Share of pictures upscaled and cropped at random (aug: 0.75).', 0, 1, flag_values=FLAGS
+)
+CROP_UPSCALE = flags.DEFINE_integer(
+    'crop_upscale', 200, 'Pixels a side before the crop back to 180.', lower_bound=180, flag_values=FLAGS
+)
+FLIP_PROBABILITY = flags.DEFINE_float(
+    'flip_probability', 0, 'Share of pictures mirrored (aug: 0.5).', 0, 1, flag_values=FLAGS
+)
+# Training
+MICRO_BATCH = flags.DEFINE_integer(
+    'micro_batch', 64, 'Pictures that a device takes at a time (paper: 64).', lower_bound=1, flag_values=FLAGS
+)
+ACCUMULATE = flags.DEFINE_integer(
+    'accumulate', 12, 'Micro batches summed before an update (paper: 12).', lower_bound=1, flag_values=FLAGS
+)
+EPOCHS = flags.DEFINE_float('epochs', 10, 'Passes over the training data.', lower_bound=0.0001, flag_values=FLAGS)
+EPOCH_IMAGES = flags.DEFINE_integer(
+    'epoch_images', 2_000_000, 'Pictures in an artificial epoch: how often it validates and saves (paper: 2 million).',
+    lower_bound=1, flag_values=FLAGS,
+)  # fmt: skip
+VAL_IMAGES = flags.DEFINE_integer(
+    'val_images', 50_000, 'Pictures of the validation set looked at after an artificial epoch (paper: 50,000).',
+    lower_bound=1, flag_values=FLAGS,
+)  # fmt: skip
+LEARNING_RATE = flags.DEFINE_float(
+    'learning_rate', 5e-3, "Adam's step at the start (paper: 5e-3).", lower_bound=0, flag_values=FLAGS
+)
+DECAY_AT = flags.DEFINE_list(
+    'decay_at', [], 'Passes after which the learning rate decays, such as 4,6,8.', flag_values=FLAGS
+)
+DECAY_FACTOR = flags.DEFINE_float('decay_factor', 0.3, 'What it is multiplied by then.', 0.0001, 1, flag_values=FLAGS)
+UNFREEZE = flags.DEFINE_string(
+    'unfreeze', 'all@0', 'Which layers learn from which pass on: block10@0,all@2.9 is block10, what follows it and the '
+    'dense layer at first, and all layers after 2.9 passes; head@0 is the dense layer alone.',
+    flag_values=FLAGS,
+)  # fmt: skip
+# Devices
+PRECISION = flags.DEFINE_enum(
+    'precision', 'float32', devices.PRECISIONS, 'What layers compute in; weights stay float32.', flag_values=FLAGS
+)
+STRATEGY = flags.DEFINE_enum(
+    'strategy', 'auto', devices.STRATEGIES,
+    'one device; mirrored: all GPUs of this machine (or its logical CPUs); auto: mirrored if there are several GPUs.',
+    flag_values=FLAGS,
+)  # fmt: skip
+
+# Where a run lies, what is predicted after it and on which devices it goes on do not change what it is.
+NOT_SETTINGS = ('help', 'run_dir', 'shards_dir', 'predict')
+
+
+def main(argv: list[str]) -> None:
+    """Trains, or goes on training, then predicts."""
+    program.parse(FLAGS, argv, doc=__doc__)
+    started = time.monotonic()
+    shards = dataset.open_shards(SHARDS_DIR.value)
+    _check_flags(shards)
+    devices.set_precision(PRECISION.value)
+    strategy = devices.strategy(STRATEGY.value)
+    with strategy.scope():
+        random.seed(SEED.value)  # Keras draws the seeds of first weights and dropout from here
+        backbone = backbones.build(BACKBONE.value, image_size=IMAGE_SIZE.value, width=WIDTH.value)
+        schedule = _schedule(shards, backbone, replicas=strategy.num_replicas_in_sync)
+        runs.begin(RUN_DIR.value, _settings(shards))
+        if runs.is_finished(RUN_DIR.value):
+            print(f'{RUN_DIR.value}: training is finished already; give another --run_dir to train again')
+            model = _wrap(runs.load_model(RUN_DIR.value))
+        else:
+            model = _train(shards, backbone, schedule, strategy)
+            runs.save_model(model.classifier, RUN_DIR.value)
+        batch_size = MICRO_BATCH.value * strategy.num_replicas_in_sync
+        for name in PREDICT.value:
+            inference.predict_split(
+                model, shards, name, run_dir=RUN_DIR.value, tta=1, seed=SEED.value, batch_size=batch_size
+            )
+    runs.point_latest(RUN_DIR.value)
+    print(f'wrote {RUN_DIR.value} ({runs.MODEL_NAME}, history.csv, logits) in {time.monotonic() - started:.0f} s')
+    print('next: python -m ensemble.combine --rule product')
+
+
+def _check_flags(shards: Shards) -> None:
+    for name in PREDICT.value:
+        if name not in split.SPLITS:
+            raise flags.Error(f'--predict={name}: the splits are {", ".join(split.SPLITS)}')
+    if not shards.manifest.images('train'):
+        raise flags.Error(f'{SHARDS_DIR.value}: holds no training pictures')
+
+
+def _settings(shards: Shards) -> dict[str, object]:
+    """What makes the run what it is: it goes on only under the same."""
+    settings = {name: FLAGS[name].value for name in FLAGS if name not in NOT_SETTINGS}
+    return {**settings, 'dataset_digest': shards.manifest.digest()}
+
+
+def _schedule(shards: Shards, backbone: Backbone, *, replicas: int) -> Schedule:
+    steps_per_pass = shards.manifest.images('train') / _effective_batch(replicas)
+    return Schedule(
+        steps_per_pass=steps_per_pass,
+        epoch_steps=max(1, round(EPOCH_IMAGES.value / _effective_batch(replicas))),
+        total_steps=max(1, round(EPOCHS.value * steps_per_pass)),
+        stages=stages.parse_stages(UNFREEZE.value, backbone.blocks),
+        learning_rate=LEARNING_RATE.value,
+        decay_at=stages.parse_points(DECAY_AT.value, flag='--decay_at'),
+        decay_factor=DECAY_FACTOR.value,
+    )
+
+
+def _effective_batch(replicas: int) -> int:
+    return MICRO_BATCH.value * ACCUMULATE.value * replicas
+
+
+def _wrap(model: keras.Model) -> AccumulatingModel:
+    augmentation = Augmentation(CROP_PROBABILITY.value, CROP_UPSCALE.value, FLIP_PROBABILITY.value)
+    return AccumulatingModel(model, micro_batch=MICRO_BATCH.value, augmentation=augmentation)
+
+
+def _train(
+    shards: Shards, backbone: Backbone, schedule: Schedule, strategy: tf.distribute.Strategy
+) -> AccumulatingModel:
+    """Trains from the start or the last checkpoint to the end of the schedule."""
+    model = _wrap(classifier.build(backbone, classes=len(shards.label_map), dropout=DROPOUT.value))
+    folder = storage.join(RUN_DIR.value, 'checkpoints')
+    state = checkpoint.read_state(folder)
+    if state is None:
+        print(classifier.load_weights(model.classifier, backbone, WEIGHTS.value))
+        state = checkpoint.State(step=0, stage=-1, epoch=0)
+    else:
+        _begin_stage(model, backbone, schedule, state.stage)
+        checkpoint.restore(model, folder)
+        print(f'going on from update {state.step:,} of {schedule.total_steps:,}')
+    _print_plan(shards, schedule, model, replicas=strategy.num_replicas_in_sync)
+    segments = schedule.segments()
+    batch_size = _effective_batch(strategy.num_replicas_in_sync)
+    validation = dataset.evaluation(
+        shards, 'val', batch_size=MICRO_BATCH.value * strategy.num_replicas_in_sync, limit=VAL_IMAGES.value
+    )
+    calls = _callbacks(schedule, segments, strategy, folder)
+    remaining = enumerate(segments[state.epoch :], start=state.epoch)
+    stage = state.stage
+    # One call of fit for all artificial epochs that are alike: each call begins a new stream of batches.
+    for _, group in itertools.groupby(remaining, key=lambda item: (item[1].stage, item[1].steps)):
+        alike = list(group)
+        epoch, first = alike[0]
+        if first.stage != stage:
+            stage = first.stage
+            _begin_stage(model, backbone, schedule, stage)
+        calls[0].step = first.start
+        model.fit(
+            dataset.train(shards, seed=SEED.value, batch_size=batch_size, start_step=first.start),
+            initial_epoch=epoch,
+            epochs=epoch + len(alike),
+            steps_per_epoch=first.steps,
+            validation_data=validation if shards.manifest.images('val') else None,
+            callbacks=calls,
+            shuffle=False,  # the stream is shuffled
+            verbose=1 if os.isatty(1) else 2,
+        )
+    return model
+
+
+def _callbacks(
+    schedule: Schedule, segments: list[Segment], strategy: tf.distribute.Strategy, folder: str
+) -> list[keras.callbacks.Callback]:
+    return [
+        callbacks.LearningRate(schedule),
+        AverageBatchNormalization(strategy),
+        callbacks.HistoryFile(RUN_DIR.value, schedule, segments),
+        keras.callbacks.TensorBoard(storage.join(RUN_DIR.value, 'tensorboard'), write_graph=False, update_freq='epoch'),
+        callbacks.SaveCheckpoint(folder, segments),
+    ]
+
+
+def _begin_stage(model: AccumulatingModel, backbone: Backbone, schedule: Schedule, number: int) -> None:
+    """Frees the stage's layers and gives them a fresh optimizer."""
+    first_block = schedule.stages[number].first_block
+    learning = stages.set_trainable(model.classifier, first_block, backbone.blocks)
+    print(f'stage {number + 1} of {len(schedule.stages)}: {first_block}, {learning} layers learn')
+    model.compile(optimizer=keras.optimizers.Adam(schedule.learning_rate))
+    model.optimizer.build(model.trainable_variables)
+
+
+def _print_plan(shards: Shards, schedule: Schedule, model: AccumulatingModel, *, replicas: int) -> None:
+    images, batch = shards.manifest.images('train'), _effective_batch(replicas)
+    print(f'{BACKBONE.value}: {model.classifier.count_params():,} parameters, {len(shards.label_map):,} categories')
+    print(f'{images:,} pictures a pass, {batch:,} an update on {replicas} device(s), {schedule.total_steps:,} updates')
+
+
+if __name__ == '__main__':
+    program.run(main)
