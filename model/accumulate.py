@@ -20,7 +20,7 @@ class AccumulatingModel(keras.Model):
     """Trains a classifier on effective batches larger than the device can take at once.
 
     Batches are what pipeline.dataset makes: (images, draws, labels) to train, (images, labels, weights) to evaluate.
-    Compile it with an optimizer only; it has its loss (softmax cross entropy) and its metrics.
+    It has its loss (softmax cross entropy) and its metrics.
     """
 
     def __init__(self, classifier: keras.Model, *, micro_batch: int, augmentation: Augmentation = augment.NONE) -> None:
@@ -44,6 +44,14 @@ class AccumulatingModel(keras.Model):
     def metrics(self) -> list[keras.Metric]:
         """Mean loss and accuracy over the pictures since the last reset."""
         return [self.loss_metric, self.accuracy_metric]
+
+    def compile(self, optimizer: keras.Optimizer) -> None:
+        """Sets the optimizer of the variables that are trainable now.
+
+        XLA is off: it would need every micro batch to have the same size.
+        """
+        super().compile(optimizer=optimizer, jit_compile=False)
+        optimizer.build(self.trainable_variables)
 
     def call(self, images: Any, training: bool = False) -> Any:
         """Logits of prepared pictures."""

@@ -63,7 +63,8 @@ def restore(model: keras.Model, folder: str) -> None:
     path = storage.join(folder, str(found['weights']))
     before = [variable.shape for variable in model.optimizer.variables]
     model.load_weights(path)
-    if before != [variable.shape for variable in model.optimizer.variables] or not int(model.optimizer.iterations):
+    after = [variable.shape for variable in model.optimizer.variables]
+    if before != after or not int(model.optimizer.iterations.numpy()):
         raise RuntimeError(f"{path}: the optimizer's state was not restored")
 
 

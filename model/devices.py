@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import keras
 import tensorflow as tf
 
@@ -9,6 +11,7 @@ STRATEGIES = ('auto', 'one', 'mirrored')
 PRECISIONS = ('float32', 'mixed_bfloat16')
 
 
+@functools.cache  # a second MirroredStrategy in one process mixes up the first's all-reduces (tensorflow issue 61314)
 def strategy(name: str) -> tf.distribute.Strategy:
     """The distribution strategy of this name.
 

@@ -227,8 +227,7 @@ def _begin_stage(model: AccumulatingModel, backbone: Backbone, schedule: Schedul
     first_block = schedule.stages[number].first_block
     learning = stages.set_trainable(model.classifier, first_block, backbone.blocks)
     print(f'stage {number + 1} of {len(schedule.stages)}: {first_block}, {learning} layers learn')
-    model.compile(optimizer=keras.optimizers.Adam(schedule.learning_rate))
-    model.optimizer.build(model.trainable_variables)
+    model.compile(keras.optimizers.Adam(schedule.learning_rate))
 
 
 def _print_plan(shards: Shards, schedule: Schedule, model: AccumulatingModel, *, replicas: int) -> None:

@@ -1,0 +1,286 @@
+"""The logits store: what a model says about every picture and view of a split, in float16.
+
+Synopsis:
+
+    from ensemble import logits
+    from pipeline import categories
+
+    info = logits.write_shard(folder, 'val-00000-of-00001.tfrecord', batches_of_rows, split='val')
+    logits.finish(folder, [info], split='val', tta=1, weights_digest='ab12', dataset_digest='cd34',
+                  categories=categories.read('data/shards'))
+    for file in logits.read_manifest(folder).files:
+        for rows in logits.read_shard(folder, file):
+            print(rows.product_id, rows.logits.shape)
+
+A store is a folder `runs/NAME/logits/{val,test}[-tta5]/` of TFRecord files. A record is a block: a tf.train.Example
+with the int64 feature `rows` = n and little-endian bytes of `product_id`, `image_index`, `view`, `label` (int64 [n])
+and `logits` (float16 [n, C]). A product never crosses a block or a shard, so each block is reduced by itself. Beside
+them lie categories.csv (what the C classes are) and manifest.json, which is written last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import BinaryIO
+
+import google_crc32c
+import numpy as np
+import tensorflow as tf
+
+from pipeline import manifest as manifest_lib
+from pipeline import records, storage
+from pipeline.categories import Categories
+from pipeline.categories import write as write_categories
+from pipeline.errors import InputError
+from pipeline.manifest import FileInfo, Manifest
+
+KIND = 'logits'
+# 1,024 rows of 5,270 classes in float16 are 10.8 MB: far above the cost of a call, and the few float32 copies that a
+# rule makes of a block (22 MB each) stay small beside a worker's memory.
+BLOCK_ROWS = 1024
+INDEX_COLUMNS = ('product_id', 'image_index', 'view', 'label')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+    """Logits with the picture and view that each row belongs to; all rows of a product are adjacent.
+
+    Attributes:
+        product_id: int64 [n], Kaggle's _id.
+        image_index: int64 [n], 0..3: the picture's place in its product.
+        view: int64 [n], 0 for the picture as it is, 1.. for augmented views of it.
+        label: int64 [n], 0..C-1, or -1 where it isn't known (test).
+        logits: float16 [n, C].
+    """
+
+    product_id: np.ndarray
+    image_index: np.ndarray
+    view: np.ndarray
+    label: np.ndarray
+    logits: np.ndarray
+
+    def __post_init__(self) -> None:
+        for name in INDEX_COLUMNS:
+            column = getattr(self, name)
+            if column.dtype != np.int64 or column.shape != self.logits.shape[:1]:
+                raise ValueError(f'{name} must be int64 [{len(self.logits)}], is {column.dtype} {list(column.shape)}')
+        if self.logits.dtype != np.float16 or self.logits.ndim != 2:
+            raise ValueError(f'logits must be float16 [n, C], are {self.logits.dtype} {list(self.logits.shape)}')
+
+    def __len__(self) -> int:
+        return len(self.product_id)
+
+    def __getitem__(self, part: slice) -> Rows:
+        """Some of the rows, as views of the same memory."""
+        return Rows(*(getattr(self, field.name)[part] for field in dataclasses.fields(self)))
+
+    def starts(self) -> np.ndarray:
+        """Where each product begins: int64 [products], ascending, the first 0."""
+        new = np.ones(len(self), bool)
+        new[1:] = self.product_id[1:] != self.product_id[:-1]
+        return np.flatnonzero(new)
+
+    @staticmethod
+    def concatenate(parts: Sequence[Rows]) -> Rows:
+        """All rows of the parts, in their order."""
+        names = [field.name for field in dataclasses.fields(Rows)]
+        return Rows(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def write_shard(folder: str, name: str, rows: Rows | Iterable[Rows], *, split: str) -> FileInfo:
+    """Writes one file of a store, whole or not at all; its bytes don't depend on how the rows were batched.
+
+    Args:
+        folder: the store's folder; made if it isn't there.
+        name: the file's name, such as val-00000-of-00004.tfrecord.
+        rows: the rows in the dataset's order; a product may go on from one batch to the next.
+        split: val or test.
+
+    Returns:
+        The manifest's entry, for finish().
+
+    Raises:
+        ValueError: a product comes back after another one.
+        InputError: a logit isn't finite.
+    """
+    storage.make_folder(folder)
+    checksum = google_crc32c.Checksum()
+    seen: set[int] = set()
+    row_count = size = 0
+    with storage.atomic_writer(storage.join(folder, name)) as file:
+        for block in _blocks([rows] if isinstance(rows, Rows) else rows):
+            _check_block(block, seen)
+            record = records.frame(_encode(block))
+            file.write(record)
+            checksum.update(record)
+            row_count += len(block)
+            size += len(record)
+    return FileInfo(name, split, len(seen), row_count, size, checksum.hexdigest().decode())
+
+
+def finish(
+    folder: str,
+    files: Iterable[FileInfo],
+    *,
+    split: str,
+    tta: int,
+    weights_digest: str,
+    dataset_digest: str,
+    categories: Categories,
+) -> Manifest:
+    """Writes categories.csv, then manifest.json: the last step of making a store.
+
+    Args:
+        folder: the store's folder.
+        files: what write_shard() returned for each file.
+        split: val or test.
+        tta: views of each picture: 1 for the picture as it is.
+        weights_digest: identity of the model's weights.
+        dataset_digest: Manifest.digest() of the shards that were predicted.
+        categories: the label map; class c of the logits is label c.
+    """
+    about = {
+        'split': split,
+        'tta': tta,
+        'weights_digest': weights_digest,
+        'label_map_digest': categories.digest(),
+        'dataset_digest': dataset_digest,
+        'categories': len(categories),
+    }
+    manifest = Manifest(KIND, about, tuple(sorted(files, key=lambda file: file.name)))
+    write_categories(categories, folder)
+    manifest_lib.write(manifest, folder)
+    return manifest
+
+
+def read_manifest(folder: str) -> Manifest:
+    """What a finished store holds.
+
+    Raises:
+        InputError: there is no finished store in the folder; names the command that makes it.
+    """
+    found = re.fullmatch(r'(?P<run>.+)/logits/(?P<split>[^/]+?)(-tta(?P<tta>\d+))?/*', folder)
+    run, split, tta = found.group('run', 'split', 'tta') if found else ('runs/latest', 'test', None)
+    remedy = f'python -m model.predict --run_dir={run} --split={split}' + (f' --tta={tta}' if tta else '')
+    return manifest_lib.read(folder, kind=KIND, remedy=remedy)
+
+
+def read_shard(folder: str, file: FileInfo) -> Iterator[Rows]:
+    """Yields the blocks of one file, in order.
+
+    Raises:
+        InputError: a record is damaged or cut short, or the file isn't the one that the manifest lists.
+    """
+    path = storage.join(folder, file.name)
+    checksum = google_crc32c.Checksum()
+    row_count = number = 0
+    with storage.open_read(path) as source:
+        while True:
+            try:
+                data = _read_record(source, checksum, limit=file.bytes)
+                if data is None:
+                    break
+                rows = _decode(data)
+            except (ValueError, KeyError, IndexError) as error:
+                raise InputError(f'{path}: record {number} is damaged ({error}); make the logits again') from None
+            row_count += len(rows)
+            number += 1
+            yield rows
+    if row_count != file.images or checksum.hexdigest().decode() != file.crc32c:
+        raise InputError(
+            f'{path}: its {row_count} rows or their checksum are not what the manifest lists ({file.images} rows); '
+            'make the logits again'
+        )
+
+
+def _blocks(batches: Iterable[Rows]) -> Iterator[Rows]:
+    """Cuts batches of any length into blocks of whole products, as many as fit into BLOCK_ROWS but at least one."""
+    pending: Rows | None = None
+    for batch in batches:
+        pending = batch if pending is None else Rows.concatenate([pending, batch])
+        while len(pending) > BLOCK_ROWS:
+            ends = pending.starts()[1:]
+            if not len(ends):  # one product, and more of it may come
+                break
+            end = max(ends[0], ends[ends <= BLOCK_ROWS].max(initial=0))
+            yield pending[:end]
+            pending = pending[end:]
+    if pending is not None and len(pending):
+        yield pending
+
+
+def _check_block(block: Rows, seen: set[int]) -> None:
+    """Adds the block's products to `seen`; refuses one that was there, and logits that no rule can use."""
+    for product in block.product_id[block.starts()].tolist():
+        if product in seen:
+            raise ValueError(f'all rows of a product must be adjacent: product {product} comes back')
+        seen.add(product)
+    finite = np.isfinite(block.logits).all(axis=1)
+    if not finite.all():
+        product = block.product_id[np.argmin(finite)]
+        raise InputError(
+            f'logits must be finite in float16 (up to 65,504), those of product {product} are not: the model has '
+            'diverged; train it again with a lower learning rate'
+        )
+
+
+def _encode(block: Rows) -> bytes:
+    columns = {name: getattr(block, name).astype('<i8').tobytes() for name in INDEX_COLUMNS}
+    columns['logits'] = block.logits.astype('<f2').tobytes()
+    features = {name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[data])) for name, data in columns.items()}
+    features['rows'] = tf.train.Feature(int64_list=tf.train.Int64List(value=[len(block)]))
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
+
+
+def _decode(data: memoryview) -> Rows:
+    """The block of a serialised Example, as views of its bytes: tf.train.Example would copy the logits twice."""
+    ((_, features),) = _fields(data)
+    entries = (dict(_fields(entry)) for _, entry in _fields(features))
+    values = {bytes(entry[1]).decode(): _only(_only(entry[2])) for entry in entries}
+    columns = {name: np.frombuffer(values[name], '<i8') for name in INDEX_COLUMNS}
+    logits = np.frombuffer(values['logits'], '<f2').reshape(len(columns['product_id']), -1)
+    return Rows(**columns, logits=logits)
+
+
+def _only(message: memoryview) -> memoryview:
+    """The payload of a protobuf message's only field."""
+    ((_, payload),) = _fields(message)
+    return payload
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Number and payload of each field of a protobuf message; in an Example every field has its length before it."""
+    place = 0
+    while place < len(message):
+        tag, place = message[place], place + 1
+        length = shift = 0
+        while message[place] > 0x7F:  # seven bits a byte, lowest first; the top bit says that more follow
+            length |= (message[place] & 0x7F) << shift
+            place, shift = place + 1, shift + 7
+        length |= message[place] << shift
+        yield tag >> 3, message[place + 1 : place + 1 + length]
+        place += 1 + length
+
+
+def _read_record(source: BinaryIO, checksum: google_crc32c.Checksum, *, limit: int) -> memoryview | None:
+    """The data of the next TFRecord, or None at the file's end; adds the whole record to the file's checksum."""
+    head = source.read(12)  # the length, uint64, and its checksum
+    if not head:
+        return None
+    length = int.from_bytes(head[:8], 'little')
+    if head[8:] != _masked_crc(head[:8]) or length > limit:
+        raise ValueError('a wrong length')
+    data = source.read(length)
+    tail = source.read(4)
+    if tail != _masked_crc(data):
+        raise ValueError('a wrong checksum' if len(data) == length else f'{len(data)} of {length} bytes')
+    for part in (head, data, tail):
+        checksum.update(part)
+    return memoryview(data)
+
+
+def _masked_crc(data: bytes) -> bytes:
+    crc = google_crc32c.value(data)
+    return (((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32).to_bytes(4, 'little')

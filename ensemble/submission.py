@@ -1,0 +1,175 @@
+"""Predictions -> Kaggle's submission.csv.gz, and what they are worth where the truth is known.
+
+Synopsis:
+
+    from ensemble import submission
+
+    submission.write('submission.csv.gz', product_id, category_id, expected=1_768_182)
+    solution = submission.read_solution('data/solution.csv', label_map)
+    print(submission.accuracy(prediction == solution.labels_of(product_id)))
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline import storage
+from pipeline.categories import Categories
+from pipeline.errors import InputError
+
+NAME = 'submission.csv.gz'
+COLUMNS = ('_id', 'category_id')
+Z_95 = 1.959964  # a normal variable is within this many standard deviations with probability 0.95
+
+
+@dataclass(frozen=True)
+class Score:
+    """A share, or a difference of two, with its 95 % interval; nan where there is nothing to count.
+
+    Attributes:
+        value: 0..1 (a difference: -1..1).
+        low: lower end of the interval.
+        high: upper end of the interval.
+        count: number of products.
+    """
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+    def __str__(self) -> str:
+        return f'{self.value:.4f} (95 % interval {self.low:.4f} to {self.high:.4f}, {self.count:,} products)'
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """The true labels of the test products, from solution.csv.
+
+    Attributes:
+        path: where it was read.
+        product_id: int64 [n], ascending.
+        label: int64 [n], 0..C-1.
+    """
+
+    path: str
+    product_id: np.ndarray
+    label: np.ndarray
+
+    def labels_of(self, product_id: np.ndarray) -> np.ndarray:
+        """The labels of predicted products: int64, in the order of `product_id` (int64, each once).
+
+        Raises:
+            InputError: the solution and the predictions are not of the same products.
+        """
+        faults = []
+        for what, ids in (
+            ('lacks', np.setdiff1d(product_id, self.product_id)),
+            ('has besides', np.setdiff1d(self.product_id, product_id)),
+        ):
+            if len(ids):
+                faults.append(f'{what} {len(ids):,} (the first is {ids[0]})')
+        if faults:
+            raise InputError(
+                f'{self.path}: must hold the {len(product_id):,} products predicted, {" and ".join(faults)}; '
+                'give the solution of this test set'
+            )
+        return self.label[np.searchsorted(self.product_id, product_id)]
+
+
+def check_products(product_id: np.ndarray, *, expected: int) -> None:
+    """Checks that each product is predicted once and none is lost.
+
+    Raises:
+        InputError: a product stands twice, or there are not as many as expected.
+    """
+    ids, counts = np.unique(product_id, return_counts=True)
+    if len(ids) != len(product_id):
+        raise InputError(f'product {ids[np.argmax(counts > 1)]} is predicted more than once; make the logits again')
+    if len(ids) != expected:
+        raise InputError(f'{len(ids):,} products are predicted, the manifest has {expected:,}; make the logits again')
+
+
+def write(path: str, product_id: np.ndarray, category_id: np.ndarray, *, expected: int) -> None:
+    """Writes the file that Kaggle takes: `_id,category_id`, one row a product, ascending; the same bytes every time.
+
+    Args:
+        path: of the .csv.gz file; it appears whole or not at all.
+        product_id: int64 [P].
+        category_id: int64 [P], Kaggle's ids, not labels.
+        expected: how many products the test set has.
+
+    Raises:
+        InputError: a product stands twice, or there are not as many as expected.
+    """
+    check_products(product_id, expected=expected)
+    order = np.argsort(product_id)
+    pairs = zip(product_id[order].tolist(), category_id[order].tolist(), strict=True)
+    text = '\n'.join([','.join(COLUMNS), *(f'{product},{category}' for product, category in pairs), ''])
+    with storage.atomic_writer(path) as file, gzip.GzipFile(filename='', mode='wb', fileobj=file, mtime=0) as packed:
+        packed.write(text.encode())
+
+
+def read_solution(path: str, label_map: Categories) -> Solution:
+    """Reads a solution.csv: `_id,category_id`, in any order.
+
+    Raises:
+        InputError: a wrong header, a row that isn't two numbers, a product that stands twice, an unknown category.
+    """
+    with storage.open_read(path) as file:
+        data = file.read()
+    try:
+        rows = list(csv.reader(io.StringIO(data.decode('utf-8-sig')), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f'{path}: must be UTF-8 text with commas ({error})') from None
+    header = ','.join(COLUMNS)
+    if not rows or tuple(rows[0]) != COLUMNS:
+        raise InputError(f'{path}: row 1 must be {header}, is {",".join(rows[0]) if rows else "empty"}')
+    found: dict[int, int] = {}
+    for number, row in enumerate(rows[1:], start=2):
+        if len(row) != 2 or not (row[0].isdecimal() and row[1].isdecimal()):
+            raise InputError(f'{path}: row {number} must be {header}, is {",".join(row) or "empty"}')
+        if int(row[0]) in found:
+            raise InputError(f'{path}: row {number} repeats product {row[0]}; each must stand once')
+        found[int(row[0])] = int(row[1])
+    product_id = np.array(list(found), np.int64)
+    label = label_map.labels(np.array(list(found.values()), np.int64))
+    if (label < 0).any():
+        place = int(np.argmin(label))
+        raise InputError(f'{path}: row {place + 2}: category {rows[place + 1][1]} is none of the model')
+    order = np.argsort(product_id)
+    return Solution(path, product_id[order], label[order])
+
+
+def accuracy(correct: np.ndarray) -> Score:
+    """The share of correct predictions (bool [P]) with Wilson's interval, which also holds near 0 and 1 and for few.
+
+    Source: E. B. Wilson, Journal of the American Statistical Association 22 (1927) 209-212.
+    """
+    count = len(correct)
+    if not count:
+        return Score(math.nan, math.nan, math.nan, 0)
+    share = float(correct.mean())
+    middle = share + Z_95**2 / (2 * count)
+    half = Z_95 * math.sqrt(share * (1 - share) / count + Z_95**2 / (4 * count**2))
+    scale = 1 + Z_95**2 / count
+    return Score(share, max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0), count)
+
+
+def gain(correct: np.ndarray, over: np.ndarray) -> Score:
+    """How much more accurate one rule is than another on the same products (bool [P] each).
+
+    The interval is of the mean of the paired differences, so it doesn't suffer from what is hard for both.
+    """
+    difference = correct.astype(float) - over
+    if len(difference) < 2:
+        return Score(math.nan, math.nan, math.nan, len(difference))
+    half = Z_95 * float(difference.std(ddof=1)) / math.sqrt(len(difference))
+    value = float(difference.mean())
+    return Score(value, value - half, value + half, len(difference))

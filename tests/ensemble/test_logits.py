@@ -1,0 +1,238 @@
+"""The logits store: what is written is what is read, products stay whole, and damage is always seen."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ensemble import logits
+from ensemble.logits import BLOCK_ROWS, Rows
+from pipeline import records
+from pipeline.categories import Categories
+from pipeline.errors import InputError
+from pipeline.manifest import FileInfo
+
+NAME = 'val-00000-of-00001.tfrecord'
+
+
+def rows_of(counts: list[int], classes: int = 2, *, first_id: int = 100) -> Rows:
+    """Products with these numbers of rows; every value tells where it belongs."""
+    total = sum(counts)
+    product = np.repeat(np.arange(len(counts)), counts)
+    index = np.concatenate([np.arange(0), *(np.arange(count) for count in counts)])
+    values = np.arange(total * classes).reshape(total, classes) % 2039 / 8
+    return Rows(product + first_id, index % 4, index // 4, product % classes, values.astype(np.float16))
+
+
+def same(left: Rows, right: Rows) -> bool:
+    return all(
+        getattr(left, field.name).tobytes() == getattr(right, field.name).tobytes()
+        for field in dataclasses.fields(Rows)
+    )
+
+
+def read(folder: Path, info: FileInfo) -> list[Rows]:
+    return list(logits.read_shard(str(folder), info))
+
+
+def test_what_is_written_is_read_byte_for_byte(tmp_path: Path) -> None:
+    rows = rows_of([1, 3, 4, 2], classes=5)
+    info = logits.write_shard(str(tmp_path), NAME, rows, split='val')
+    (block,) = read(tmp_path, info)
+    assert same(block, rows)
+    assert (info.name, info.split, info.products, info.images) == (NAME, 'val', 4, 10)
+    assert info.bytes == (tmp_path / NAME).stat().st_size
+
+
+def test_extreme_values_survive(tmp_path: Path) -> None:
+    values = np.array([[65504, -65504, 6e-8, -0.0]], np.float16)
+    product, picture, view, label = np.array([[2**62], [3], [19], [-1]])
+    rows = Rows(product, picture, view, label, values)
+    (block,) = read(tmp_path, logits.write_shard(str(tmp_path), NAME, rows, split='test'))
+    assert same(block, rows)
+
+
+@pytest.mark.parametrize('batch', [1, 3, 100, 5000])
+def test_the_bytes_do_not_depend_on_the_batches(tmp_path: Path, batch: int) -> None:
+    rows = rows_of([1, 2, 3, 4] * 250)
+    parts = (rows[start : start + batch] for start in range(0, len(rows), batch))
+    info = logits.write_shard(str(tmp_path), 'parts', parts, split='val')
+    whole = logits.write_shard(str(tmp_path), 'whole', rows, split='val')
+    assert (tmp_path / 'parts').read_bytes() == (tmp_path / 'whole').read_bytes()
+    assert dataclasses.replace(info, name='whole') == whole
+
+
+@pytest.mark.parametrize(
+    ('counts', 'blocks'),
+    [
+        ([1] * (BLOCK_ROWS - 1), [BLOCK_ROWS - 1]),
+        ([1] * BLOCK_ROWS, [BLOCK_ROWS]),
+        ([1] * (BLOCK_ROWS + 1), [BLOCK_ROWS, 1]),
+        ([BLOCK_ROWS - 1, 2], [BLOCK_ROWS - 1, 2]),
+        ([BLOCK_ROWS - 1, 1, 1], [BLOCK_ROWS, 1]),
+        ([BLOCK_ROWS + 1, 1], [BLOCK_ROWS + 1, 1]),  # a product is never cut, however large
+        ([1, BLOCK_ROWS + 1], [1, BLOCK_ROWS + 1]),
+        ([4] * 600, [1024, 1024, 352]),
+        ([3] * 700, [1023, 1023, 54]),
+        ([], []),
+    ],
+)
+def test_a_block_holds_whole_products_up_to_its_limit(tmp_path: Path, counts: list[int], blocks: list[int]) -> None:
+    rows = rows_of(counts)
+    for name, batches in (
+        ('whole', [rows]),
+        ('parts', [rows[start : start + 100] for start in range(0, len(rows), 100)]),
+    ):
+        info = logits.write_shard(str(tmp_path), name, batches, split='val')
+        found = read(tmp_path, info)
+        assert [len(block) for block in found] == blocks
+        assert (info.products, info.images) == (len(counts), sum(counts))
+        products = [set(block.product_id.tolist()) for block in found]
+        assert sum(len(block) for block in products) == len(set().union(*products))
+
+
+def test_tensorflow_reads_the_records_too(tmp_path: Path) -> None:
+    rows = rows_of([2, 1, 4], classes=3)
+    logits.write_shard(str(tmp_path), NAME, rows, split='val')
+    (record,) = tf.data.TFRecordDataset(str(tmp_path / NAME))
+    text = tf.io.FixedLenFeature([], tf.string)
+    features = {'rows': tf.io.FixedLenFeature([], tf.int64), 'logits': text, 'product_id': text}
+    example = tf.io.parse_single_example(record, features)
+    assert int(example['rows']) == 7
+    assert tf.io.decode_raw(example['product_id'], tf.int64).numpy().tolist() == rows.product_id.tolist()
+    values = tf.io.decode_raw(example['logits'], tf.float16).numpy().reshape(7, 3)
+    np.testing.assert_array_equal(values, rows.logits)
+
+
+def test_a_product_that_comes_back_is_refused_and_leaves_no_file(tmp_path: Path) -> None:
+    batches = [rows_of([1, 2, 1]), rows_of([1], first_id=101)]
+    with pytest.raises(ValueError, match='product 101 comes back'):
+        logits.write_shard(str(tmp_path), NAME, batches, split='val')
+    far = [rows_of([1] * 2000), rows_of([1], first_id=100)]
+    with pytest.raises(ValueError, match='product 100 comes back'):
+        logits.write_shard(str(tmp_path), NAME, far, split='val')
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('value', [np.inf, -np.inf, np.nan])
+def test_logits_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    rows = rows_of([1, 2])
+    rows.logits[2, 1] = value
+    with pytest.raises(InputError, match='those of product 101 are not'):
+        logits.write_shard(str(tmp_path), NAME, rows, split='val')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_when_the_batches_fail_nothing_is_left(tmp_path: Path) -> None:
+    def batches() -> Iterator[Rows]:
+        yield rows_of([1] * 2000)
+        raise RuntimeError('the GPU fell off')
+
+    with pytest.raises(RuntimeError, match='fell off'):
+        logits.write_shard(str(tmp_path), NAME, batches(), split='val')
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'view': np.zeros(2, np.int64)}, r'view must be int64 \[3\], is int64 \[2\]'),
+        ({'label': np.zeros(3, np.int32)}, r'label must be int64 \[3\], is int32 \[3\]'),
+        ({'product_id': np.zeros((3, 1), np.int64)}, r'product_id must be int64 \[3\], is int64 \[3, 1\]'),
+        ({'logits': np.zeros((3, 2), np.float32)}, r'logits must be float16 \[n, C\], are float32 \[3, 2\]'),
+        ({'logits': np.zeros(3, np.float16)}, r'logits must be float16 \[n, C\], are float16 \[3\]'),
+    ],
+)
+def test_rows_of_unequal_length_or_another_type_are_refused(change: dict[str, np.ndarray], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(rows_of([3]), **change)
+
+
+def test_a_flipped_bit_is_seen_wherever_it_is(tmp_path: Path) -> None:
+    info = logits.write_shard(str(tmp_path), NAME, rows_of([2, 1]), split='val')
+    intact = (tmp_path / NAME).read_bytes()
+    for place in range(len(intact)):
+        damaged = bytearray(intact)
+        damaged[place] ^= 1 << place % 8
+        (tmp_path / NAME).write_bytes(damaged)
+        with pytest.raises(InputError, match=rf'{NAME}: record 0 is damaged \(a wrong (length|checksum)\)'):
+            read(tmp_path, info)
+
+
+def test_a_file_cut_short_is_seen_wherever_it_ends(tmp_path: Path) -> None:
+    info = logits.write_shard(str(tmp_path), NAME, rows_of([2, 1]), split='val')
+    intact = (tmp_path / NAME).read_bytes()
+    for length in range(len(intact)):
+        (tmp_path / NAME).write_bytes(intact[:length])
+        with pytest.raises(InputError, match=f'{NAME}: (record 0 is damaged|its 0 rows or their checksum)'):
+            read(tmp_path, info)
+
+
+def test_the_damaged_record_is_named_and_those_before_it_are_read(tmp_path: Path) -> None:
+    info = logits.write_shard(str(tmp_path), NAME, rows_of([1] * 3000), split='val')
+    intact = bytearray((tmp_path / NAME).read_bytes())
+    intact[-100] ^= 1
+    (tmp_path / NAME).write_bytes(intact)
+    blocks = logits.read_shard(str(tmp_path), info)
+    assert [len(next(blocks)), len(next(blocks))] == [1024, 1024]
+    with pytest.raises(InputError, match='record 2 is damaged .a wrong checksum.; make the logits again'):
+        next(blocks)
+
+
+@pytest.mark.parametrize(
+    'data', [b'', b'\x0a', b'\x0a\xff\xff', b'\x0a\x00', b'not an Example', b'\x0a\x04\x0a\x02\x0a\x00']
+)
+def test_a_record_that_holds_something_else_is_damage(tmp_path: Path, data: bytes) -> None:
+    info = logits.write_shard(str(tmp_path), NAME, rows_of([1]), split='val')
+    (tmp_path / NAME).write_bytes(records.frame(data))
+    with pytest.raises(InputError, match='record 0 is damaged'):
+        read(tmp_path, info)
+
+
+def test_a_sound_file_of_another_run_is_refused(tmp_path: Path) -> None:
+    info = logits.write_shard(str(tmp_path), NAME, rows_of([2, 1]), split='val')
+    logits.write_shard(str(tmp_path), NAME, rows_of([2, 1], first_id=500), split='val')
+    with pytest.raises(InputError, match=r'not what the manifest lists \(3 rows\); make the logits again'):
+        read(tmp_path, info)
+
+
+def test_a_finished_store_tells_what_it_holds(tmp_path: Path, label_map: Categories) -> None:
+    folder = str(tmp_path)
+    names = ['val-00001-of-00002.tfrecord', 'val-00000-of-00002.tfrecord']
+    files = [
+        logits.write_shard(folder, name, rows_of([1], first_id=place), split='val') for place, name in enumerate(names)
+    ]
+    written = logits.finish(
+        folder, files, split='val', tta=5, weights_digest='w', dataset_digest='d', categories=label_map
+    )
+    manifest = logits.read_manifest(folder)
+    assert manifest == written
+    assert manifest.about == {
+        'split': 'val',
+        'tta': 5,
+        'weights_digest': 'w',
+        'label_map_digest': label_map.digest(),
+        'dataset_digest': 'd',
+        'categories': 3,
+    }
+    assert [file.name for file in manifest.files] == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ('folder', 'command'),
+    [
+        ('runs/noaug/logits/val', 'python -m model.predict --run_dir=runs/noaug --split=val'),
+        ('runs/latest/logits/test/', 'python -m model.predict --run_dir=runs/latest --split=test'),
+        ('/a/b/logits/test-tta5', 'python -m model.predict --run_dir=/a/b --split=test --tta=5'),
+        ('elsewhere', 'python -m model.predict --run_dir=runs/latest --split=test'),
+    ],
+)
+def test_without_a_finished_store_the_error_names_the_command_that_makes_it(folder: str, command: str) -> None:
+    with pytest.raises(InputError, match=re.escape(command) + '$'):
+        logits.read_manifest(folder)
