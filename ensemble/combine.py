@@ -28,6 +28,7 @@ from absl import flags
 from ensemble import logits, rules, submission
 from ensemble.submission import Score
 from pipeline import beam_job, categories, storage
+from pipeline.beam_job import Engine
 from pipeline.categories import Categories
 from pipeline.errors import InputError
 from pipeline.manifest import FileInfo, Manifest
@@ -69,7 +70,7 @@ class Job:
 
 def main(argv: list[str]) -> None:
     """Combines a store of logits."""
-    beam_argv = program.parse(FLAGS, argv, doc=__doc__, pass_through=True)
+    engine = beam_job.engine(program.parse(FLAGS, argv, doc=__doc__, pass_through=True))
     folder = LOGITS.value.rstrip('/')
     output_dir = OUTPUT_DIR.value or os.path.dirname(os.path.dirname(folder)) or '.'
     compare = RULE.value == 'all'
@@ -80,7 +81,7 @@ def main(argv: list[str]) -> None:
     label_map = _read_label_map(folder, manifest)
     solution = _read_solution(SOLUTION.value, manifest, label_map, compare=compare)
     job = Job(folder, storage.join(output_dir, f'.tmp-combine-{uuid.uuid4().hex}'), names, POWER.value)
-    predictions = _reduce(beam_argv, manifest, job)
+    predictions = _reduce(engine, manifest, job)
     truth = solution.labels_of(predictions.product_id) if solution else predictions.label
     correct = predictions.prediction == truth
     if compare:
@@ -125,7 +126,7 @@ def _read_solution(
     return submission.read_solution(path, label_map) if path else None
 
 
-def _reduce(beam_argv: list[str], manifest: Manifest, job: Job) -> rules.Predictions:
+def _reduce(engine: Engine, manifest: Manifest, job: Job) -> rules.Predictions:
     """Runs the job and gathers what its workers found, in the store's order."""
     split = manifest.about['split']
     print(
@@ -138,7 +139,7 @@ def _reduce(beam_argv: list[str], manifest: Manifest, job: Job) -> rules.Predict
         raise InputError(f'{job.folder}: holds no product; make the logits again')
     storage.make_folder(job.parts)
     try:
-        beam_job.run(beam_argv, lambda pipeline: _build(pipeline, files, job))
+        engine.run(lambda pipeline: _build(pipeline, files, job))
         predictions = rules.Predictions.concatenate([_read_part(job.part(file)) for file in files])
     finally:
         storage.remove(job.parts)

@@ -2,15 +2,20 @@
 
 Synopsis:
 
+    import numpy as np
     from ensemble import logits
-    from pipeline import categories
+    from pipeline.categories import Categories
 
-    info = logits.write_shard(folder, 'val-00000-of-00001.tfrecord', batches_of_rows, split='val')
-    logits.finish(folder, [info], split='val', tta=1, weights_digest='ab12', dataset_digest='cd34',
-                  categories=categories.read('data/shards'))
-    for file in logits.read_manifest(folder).files:
-        for rows in logits.read_shard(folder, file):
-            print(rows.product_id, rows.logits.shape)
+    product_id, image_index, view, label = np.array([[5, 5, 8], [0, 1, 0], [0, 0, 0], [1, 1, 0]])
+    values = np.array([[-1, 3], [0, 2], [4, 1]], np.float16)
+    rows = logits.Rows(product_id, image_index, view, label, values)
+    label_map = Categories(np.array([1000, 1010]), (('A', 'B', 'C'), ('A', 'B', 'D')))
+
+    files = [logits.write_shard('store', 'val-00000-of-00001.tfrecord', rows, split='val')]
+    logits.finish('store', files, split='val', tta=1, weights_digest='ab', dataset_digest='cd', categories=label_map)
+    for file in logits.read_manifest('store').files:
+        for block in logits.read_shard('store', file):
+            print(block.product_id, block.logits.shape)
 
 A store is a folder `runs/NAME/logits/{val,test}[-tta5]/` of TFRecord files. A record is a block: a tf.train.Example
 with the int64 feature `rows` = n and little-endian bytes of `product_id`, `image_index`, `view`, `label` (int64 [n])
@@ -270,17 +275,12 @@ def _read_record(source: BinaryIO, checksum: google_crc32c.Checksum, *, limit: i
     if not head:
         return None
     length = int.from_bytes(head[:8], 'little')
-    if head[8:] != _masked_crc(head[:8]) or length > limit:
+    if head[8:] != records.masked_crc(head[:8]) or length > limit:
         raise ValueError('a wrong length')
     data = source.read(length)
     tail = source.read(4)
-    if tail != _masked_crc(data):
+    if tail != records.masked_crc(data):
         raise ValueError('a wrong checksum' if len(data) == length else f'{len(data)} of {length} bytes')
     for part in (head, data, tail):
         checksum.update(part)
     return memoryview(data)
-
-
-def _masked_crc(data: bytes) -> bytes:
-    crc = google_crc32c.value(data)
-    return (((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32).to_bytes(4, 'little')

@@ -2,11 +2,14 @@
 
 Synopsis:
 
-    from ensemble import rules
+    import numpy as np
+    from ensemble import logits, rules
 
-    chosen = [rules.find('product'), rules.find('power', power=0.1)]
-    predictions = rules.predict(rows, chosen)  # rows: logits.Rows
-    print(predictions.product_id, predictions.prediction[0], predictions.probability[0])
+    product_id, image_index, view, label = np.array([[5, 5, 8], [0, 1, 0], [0, 0, 0], [1, 1, 0]])
+    values = np.array([[-1, 3], [0, 2], [4, 1]], np.float16)
+    rows = logits.Rows(product_id, image_index, view, label, values)
+    found = rules.predict(rows, [rules.find('product'), rules.find('power', power=0.1)])
+    print(found.product_id, found.prediction, found.probability)
 
 The rules are those of the paper's Table I. With q[i, c] the softmax probability of class c for row i (a picture's
 view), a product's score of c over its rows i is

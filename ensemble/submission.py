@@ -2,11 +2,12 @@
 
 Synopsis:
 
+    import numpy as np
     from ensemble import submission
 
-    submission.write('submission.csv.gz', product_id, category_id, expected=1_768_182)
-    solution = submission.read_solution('data/solution.csv', label_map)
-    print(submission.accuracy(prediction == solution.labels_of(product_id)))
+    product_id, category_id = np.array([8, 5]), np.array([1000, 1010])
+    submission.write('submission.csv.gz', product_id, category_id, expected=2)
+    print(submission.accuracy(category_id == np.array([1000, 1000])))
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Atomic save and resume of a training run: weights, optimizer, and how far it is.
+"""Atomic save and resume of a training run: weights, optimizer, state of dropout, and how far it is.
 
 `checkpoint.json` names the weights file that it belongs to and is written after it, so that at every moment the folder
 holds one whole checkpoint or none.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 
@@ -39,7 +40,8 @@ def save(model: keras.Model, state: State, folder: str) -> None:
     with storage.atomic_path(storage.join(folder, weights_name)) as path:
         model.save_weights(path)
     with storage.atomic_writer(storage.join(folder, NAME)) as file:
-        file.write(json.dumps({'weights': weights_name, **dataclasses.asdict(state)}).encode())
+        seeds = [variable.numpy().tolist() for variable in _seed_states(model)]
+        file.write(json.dumps({'weights': weights_name, 'seeds': seeds, **dataclasses.asdict(state)}).encode())
     for name in storage.list_names(folder):
         if name not in (NAME, weights_name):
             storage.remove(storage.join(folder, name))
@@ -60,15 +62,22 @@ def restore(model: keras.Model, folder: str) -> None:
     found = _read(folder)
     if found is None:
         raise FileNotFoundError(f'{folder}: no {NAME}')
-    path = storage.join(folder, str(found['weights']))
+    path = storage.join(folder, found['weights'])
     before = [variable.shape for variable in model.optimizer.variables]
     model.load_weights(path)
     after = [variable.shape for variable in model.optimizer.variables]
     if before != after or not int(model.optimizer.iterations.numpy()):
         raise RuntimeError(f"{path}: the optimizer's state was not restored")
+    for variable, value in zip(_seed_states(model), found['seeds'], strict=True):
+        variable.assign(value)
 
 
-def _read(folder: str) -> dict[str, int] | None:
+def _seed_states(model: keras.Model) -> list[Any]:
+    """What dropout draws its next mask from; Keras leaves it out of a weights file."""
+    return [variable for variable in model.variables if variable.path.endswith('/seed_generator_state')]
+
+
+def _read(folder: str) -> dict[str, Any] | None:
     path = storage.join(folder, NAME)
     if not storage.exists(path):
         return None

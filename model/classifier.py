@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import keras
+import numpy as np
 from keras import layers
 
 from model.backbone import Backbone
@@ -47,13 +50,16 @@ def load_weights(classifier: keras.Model, backbone: Backbone, weights: str) -> s
         return _load_imagenet(backbone)
     if not storage.exists(weights):
         raise InputError(f'--weights={weights}: no such file; the other choices are imagenet and none')
-    if not weights.endswith('.keras'):
-        return _load(weights, lambda: backbone.model.load_weights(weights), 'the backbone')
-    source = _load(weights, lambda: keras.models.load_model(weights, compile=False), '')
-    filled = _copy_layers(source, classifier)
+    if weights.endswith('.keras'):
+        source = _load(weights, lambda: keras.models.load_model(weights, compile=False))
+        filled = _copy_layers(source, classifier)
+    else:
+        before = backbone.model.get_weights()
+        _load(weights, lambda: backbone.model.load_weights(weights))
+        filled = sum(not np.array_equal(*pair) for pair in zip(before, backbone.model.get_weights(), strict=True))
     if not filled:
-        raise InputError(f'--weights={weights}: none of its layers fits --backbone and --width')
-    return f'weights: {filled} layers from {weights}'
+        raise InputError(f'--weights={weights}: nothing in it fits --backbone and --width')
+    return f'weights: {weights} filled {filled} {"layers" if weights.endswith(".keras") else "variables"}'
 
 
 def _load_imagenet(backbone: Backbone) -> str:
@@ -68,12 +74,12 @@ def _load_imagenet(backbone: Backbone) -> str:
     return 'weights: ImageNet'
 
 
-def _load(path: str, load: Callable, what: str):
+def _load(path: str, load: Callable[[], Any]) -> Any:
     try:
-        done = load()
+        with warnings.catch_warnings(action='ignore'):  # a line for every layer that a file doesn't have
+            return load()
     except (ValueError, OSError, KeyError) as error:
         raise InputError(f"--weights={path}: can't be used ({_one_line(error)})") from None
-    return done if done is not None else f'weights: {what} from {path}'
 
 
 def _copy_layers(source: keras.Model, target: keras.Model) -> int:

@@ -102,8 +102,10 @@ def _rows(
     for images, draws, *columns in strategy.experimental_distribute_dataset(views):
         values = _joined(strategy.run(step, args=(images, draws)))
         product_id, image_index, view, label = (_joined(column) for column in columns)
-        yield logits.Rows(product_id=product_id, image_index=image_index, view=view, label=label, logits=values)
-        bar.update(len(values))
+        count = np.count_nonzero(product_id != dataset.FILLER)
+        rows = logits.Rows(product_id=product_id, image_index=image_index, view=view, label=label, logits=values)
+        yield rows[:count]
+        bar.update(count)
 
 
 def _joined(value: Any) -> np.ndarray:

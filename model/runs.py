@@ -25,28 +25,32 @@ MODEL_NAME = 'model.keras'
 SETTINGS_NAME = 'run.json'
 
 
-def begin(run_dir: str, settings: dict[str, Any]) -> None:
-    """Makes a run's folder, or comes back to one made with the same settings.
+def check_settings(run_dir: str, settings: dict[str, Any]) -> None:
+    """Refuses to go on with a run under other settings than it began with; a folder without a run is fine.
 
     Raises:
-        InputError: the folder is of a run with other settings; names them.
+        InputError: names a setting that differs.
     """
-    if storage.exists(storage.join(run_dir, SETTINGS_NAME)):
-        found = read_settings(run_dir)
-        for name in sorted({*found, *settings}):
-            if found.get(name) != settings.get(name):
-                raise InputError(
-                    f'{run_dir}: began with {name}={found.get(name)}, now it is {settings.get(name)}; give the same '
-                    'flags to go on, or another --run_dir to begin anew'
-                )
+    if not storage.exists(storage.join(run_dir, SETTINGS_NAME)):
         return
+    found = read_settings(run_dir)
+    for name in sorted({*found, *settings}):
+        if found.get(name) != settings.get(name):
+            raise InputError(
+                f'{run_dir}: began with {name}={found.get(name)}, now it is {settings.get(name)}; give the same '
+                'flags to go on, or another --run_dir to begin anew'
+            )
+
+
+def write_settings(run_dir: str, settings: dict[str, Any]) -> None:
+    """Makes a run's folder."""
     storage.make_folder(run_dir)
     with storage.atomic_writer(storage.join(run_dir, SETTINGS_NAME)) as file:
         file.write((json.dumps(settings, indent=1, sort_keys=True) + '\n').encode())
 
 
 def read_settings(run_dir: str) -> dict[str, Any]:
-    """What begin() was given.
+    """What write_settings() was given.
 
     Raises:
         InputError: there is no run in this folder.

@@ -113,7 +113,7 @@ def main(argv: list[str]) -> None:
         random.seed(SEED.value)  # Keras draws the seeds of first weights and dropout from here
         backbone = backbones.build(BACKBONE.value, image_size=IMAGE_SIZE.value, width=WIDTH.value)
         schedule = _schedule(shards, backbone, replicas=strategy.num_replicas_in_sync)
-        runs.begin(RUN_DIR.value, _settings(shards))
+        runs.check_settings(RUN_DIR.value, _settings(shards))
         if runs.is_finished(RUN_DIR.value):
             print(f'{RUN_DIR.value}: training is finished already; give another --run_dir to train again')
             model = _wrap(runs.load_model(RUN_DIR.value))
@@ -175,6 +175,7 @@ def _train(
     state = checkpoint.read_state(folder)
     if state is None:
         print(classifier.load_weights(model.classifier, backbone, WEIGHTS.value))
+        runs.write_settings(RUN_DIR.value, _settings(shards))
         state = checkpoint.State(step=0, stage=-1, epoch=0)
     else:
         _begin_stage(model, backbone, schedule, state.stage)

@@ -6,12 +6,15 @@ name stands for Beam's FnApiRunner with one process a core; every other Beam fla
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import re
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import apache_beam as beam
 from absl import flags
@@ -21,32 +24,62 @@ from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from pipeline.errors import InputError
 
-HELP = """Beam's flags pass through: --runner=DirectRunner (the default: one process a core), FnApiRunner (one process),
-FlinkRunner, DataflowRunner, and what belongs to each, such as --direct_num_workers=4."""
+
+@dataclass(frozen=True)
+class Engine:
+    """What runs a program's pipelines.
+
+    Attributes:
+        runner: Beam's runner.
+        options: Beam's options.
+    """
+
+    runner: beam.runners.PipelineRunner
+    options: PipelineOptions
+
+    def run(self, build: Callable[[beam.Pipeline], object]) -> None:
+        """Builds a pipeline and runs it to its end.
+
+        Args:
+            build: adds the steps to the pipeline.
+
+        Raises:
+            InputError: a step raised one, in whichever process; the message is the step's own.
+        """
+        try:
+            with beam.Pipeline(runner=self.runner, options=self.options) as pipeline:
+                build(pipeline)
+        except Exception as error:
+            raise _input_error(error) or error from None
 
 
-def run(argv: list[str], build: Callable[[beam.Pipeline], object]) -> None:
-    """Builds a pipeline and runs it to its end.
+def engine(argv: list[str]) -> Engine:
+    """The engine that a command line asks for.
 
     Args:
         argv: Beam's flags: what the program itself didn't know.
-        build: adds the steps to the pipeline.
 
     Raises:
-        InputError: a step raised one, in whichever process; the message is the step's own.
-        flags.Error: a flag that Beam doesn't know either, or a stray word.
+        flags.Error: a flag, value or runner that Beam doesn't know either, or a stray word.
     """
-    options = PipelineOptions(argv)
-    runner_name = options.view_as(StandardOptions).runner or 'DirectRunner'
-    if runner_name in ('DirectRunner', 'FnApiRunner'):
-        _refuse_unknown(argv)
+    options = _options(argv)
+    runner = options.view_as(StandardOptions).runner or 'DirectRunner'
+    if runner in ('DirectRunner', 'FnApiRunner'):
         _quiet_logs()
-    runner = _local_processes(argv, options) if runner_name == 'DirectRunner' else runner_name
+        _refuse_unknown(argv)
+    return Engine(_local_processes(argv, options) if runner == 'DirectRunner' else _runner(runner), options)
+
+
+def _options(argv: list[str]) -> PipelineOptions:
+    """Beam's parser ends the process with a hundred lines of usage; only its last words say what is wrong."""
+    said = io.StringIO()
     try:
-        with beam.Pipeline(runner=runner, options=options) as pipeline:
-            build(pipeline)
-    except Exception as error:
-        raise _input_error(error) or error from None
+        with contextlib.redirect_stderr(said):
+            options = PipelineOptions(argv)
+            options.get_all_options(retain_unknown_options=True)
+    except SystemExit:
+        raise flags.Error(said.getvalue().strip().rpartition('error: ')[2]) from None
+    return options
 
 
 def _local_processes(argv: list[str], options: PipelineOptions) -> FnApiRunner:
@@ -57,6 +90,13 @@ def _local_processes(argv: list[str], options: PipelineOptions) -> FnApiRunner:
         direct.direct_num_workers = os.cpu_count()
     command = f'exec {shlex.quote(sys.executable)} -m pipeline.beam_worker'
     return FnApiRunner(SubprocessSDKEnvironment.from_command_string(command))
+
+
+def _runner(name: str) -> beam.runners.PipelineRunner:
+    try:
+        return beam.runners.create_runner(name)
+    except (ValueError, ImportError) as error:
+        raise flags.Error(f'--runner={name}: {error}') from None
 
 
 def _refuse_unknown(argv: list[str]) -> None:

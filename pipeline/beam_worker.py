@@ -1,14 +1,18 @@
-"""A Beam worker process whose log goes to the program that started it, and only there.
+"""A Beam worker process that tells what it has to say to the program that started it, and only there.
 
 Beam's own entry point also copies its log, hundreds of lines, to the terminal: some module under it logs before a
-handler is set, and Python then sets one up for stderr. A handler set first prevents that.
+handler is set, and Python then sets one up for stderr. A handler set first prevents that. And it prints the traceback
+of a failed step, which the program gets anyway; what ends the worker itself is still printed.
 """
 
+import contextlib
 import logging
+import os
 import sys
 
 if __name__ == '__main__':
     logging.getLogger().addHandler(logging.NullHandler())
     from apache_beam.runners.worker import sdk_worker_main
 
-    sdk_worker_main.main(sys.argv)
+    with open(os.devnull, 'w') as nowhere, contextlib.redirect_stderr(nowhere):
+        sdk_worker_main.main(sys.argv)

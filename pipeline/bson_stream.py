@@ -51,9 +51,9 @@ def documents(path: str, *, with_category: bool) -> Iterator[Document]:
     Raises:
         CatalogueError: the first document that can't be used, with its byte offset.
     """
-    total = storage.size(path)
     offset = 0
     with storage.open_read(path) as file:
+        total = storage.size(path)
         while offset < total:
             document = read_document(file, offset, path=path, with_category=with_category)
             yield document

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,7 +85,7 @@ def _read(path: str, columns: tuple[str, ...]) -> Categories:
     names: dict[int, tuple[str, str, str]] = {}
     for number, row in enumerate(rows[1:], start=2):
         cells = row[-4:]
-        if len(row) != len(columns) or not cells[0].isdecimal():
+        if len(row) != len(columns) or not re.fullmatch('[0-9]{1,18}', cells[0]):  # 18 digits fit int64
             raise CatalogueError(f'{path}: row {number} must be {",".join(columns)}, is {",".join(row)}')
         if int(cells[0]) in names:
             raise CatalogueError(f'{path}: row {number} repeats category {cells[0]}; each must stand once')

@@ -23,6 +23,7 @@ import apache_beam as beam
 import google_crc32c
 import numpy as np
 from absl import flags
+from numpy.lib.recfunctions import repack_fields
 
 from pipeline import beam_job, bson_stream, categories, manifest, records, split, storage
 from pipeline.errors import CatalogueError, InputError
@@ -42,7 +43,7 @@ SHARD_MB = flags.DEFINE_integer(
 )
 
 SOURCES = ('train.bson', 'test.bson')
-# Where a product stands and what it is: the metadata that is shuffled, 33 bytes a product.
+# Where a product stands and what it is: the metadata that is shuffled, 33 bytes a product (17 of them twice).
 PLACE = np.dtype(
     {
         'names': ('source', 'offset', 'length', 'images', 'product_id', 'category_id'),
@@ -50,7 +51,7 @@ PLACE = np.dtype(
     }
 )
 BLOCK = 8192  # places an element of the job: large enough that Beam's cost per element (some 10 us) does not show
-CATEGORY_BUCKETS = 64  # groups of whole categories: planned in parallel, about 1/64 of the metadata at a time
+BUCKETS = 64  # groups of whole categories: planned in parallel, about 1/64 of the metadata at a time
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Job:
 
 def main(argv: list[str]) -> None:
     """Converts a catalogue."""
-    beam_argv = program.parse(FLAGS, argv, doc=__doc__, pass_through=True)
+    engine = beam_job.engine(program.parse(FLAGS, argv, doc=__doc__, pass_through=True))
     started = time.monotonic()
     _check_sources(INPUT_DIR.value)
     label_map = categories.read_source(INPUT_DIR.value)
@@ -88,7 +89,7 @@ def main(argv: list[str]) -> None:
     source_bytes = sum(storage.size(job.source(index)) for index in range(len(SOURCES)))
     print(f'converting {source_bytes / 1e6:,.1f} MB of {INPUT_DIR.value} into {OUTPUT_DIR.value}', flush=True)
     storage.make_folder(job.output_dir)
-    beam_job.run(beam_argv, lambda pipeline: _build(pipeline, job))
+    engine.run(lambda pipeline: _build(pipeline, job))
     made = manifest.read(job.output_dir, kind='shards', remedy='run pipeline.convert again')
     _remove_stale(job.output_dir, made)
     _print_summary(made, seconds=time.monotonic() - started, source_bytes=source_bytes)
@@ -102,6 +103,8 @@ def _check_sources(input_dir: str) -> None:
                 f'{path}: no such file; make a catalogue with python -m tools.demo_catalogue --output_dir={input_dir}, '
                 'or get the real one: https://www.kaggle.com/c/cdiscount-image-classification-challenge/data'
             )
+    if not storage.size(storage.join(input_dir, SOURCES[0])):
+        raise CatalogueError(f'{storage.join(input_dir, SOURCES[0])}: byte 0: the file is empty; get the file again')
 
 
 def _build(pipeline: beam.Pipeline, job: Job) -> None:
@@ -116,12 +119,18 @@ def _build(pipeline: beam.Pipeline, job: Job) -> None:
         | 'GatherCategories' >> beam.GroupByKey()
         | 'Split' >> beam.FlatMap(plan_categories, job)
     )
+    unique = (
+        places
+        | 'ByProduct' >> beam.FlatMap(by_product)
+        | 'GatherProducts' >> beam.GroupByKey()
+        | 'Unique' >> beam.Map(refuse_repeats, job)
+    )
     totals = (
         planned
         | 'Count' >> beam.Map(count)
         | 'Add' >> beam.CombinePerKey(add_counts)
         | 'AllCounts' >> beam.combiners.ToDict()
-        | 'Begin' >> beam.Map(begin_writing, job)
+        | 'Begin' >> beam.Map(begin_writing, beam.pvalue.AsList(unique), job)
     )
     infos = (
         planned
@@ -161,19 +170,14 @@ def index_source(source: int, job: Job) -> Iterator[np.ndarray]:
 def by_category(places: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Divides places among the buckets of categories; those without a category spread by product."""
     keys = np.where(places['category_id'] == bson_stream.NO_CATEGORY, places['product_id'], places['category_id'])
-    buckets = keys % CATEGORY_BUCKETS
+    buckets = keys % BUCKETS
     for bucket in np.unique(buckets):
         yield int(bucket), places[buckets == bucket]
 
 
 def plan_categories(bucket: tuple[int, Iterable[np.ndarray]], job: Job) -> Iterator[tuple[str, np.ndarray]]:
-    """Gives each product of some whole categories its split: (split, PLACE [n]).
-
-    Raises:
-        CatalogueError: a product id stands twice among them.
-    """
+    """Gives each product of some whole categories its split: (split, PLACE [n])."""
     places = np.concatenate(list(bucket[1]))
-    _refuse_repeats(places, job)
     tested = places['category_id'] == bson_stream.NO_CATEGORY
     if tested.any():
         yield 'test', places[tested]
@@ -188,8 +192,22 @@ def plan_categories(bucket: tuple[int, Iterable[np.ndarray]], job: Job) -> Itera
             yield name, places[chosen]
 
 
-def _refuse_repeats(places: np.ndarray, job: Job) -> None:
-    ordered = places[np.lexsort((places['offset'], places['product_id']))]
+def by_product(places: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Divides what tells a product and its place among buckets of ids: a repeated id may be of another category."""
+    identities = repack_fields(places[['source', 'offset', 'product_id']])
+    buckets = places['product_id'] % BUCKETS
+    for bucket in np.unique(buckets):
+        yield int(bucket), identities[buckets == bucket]
+
+
+def refuse_repeats(bucket: tuple[int, Iterable[np.ndarray]], job: Job) -> int:
+    """How many products there are with these ids.
+
+    Raises:
+        CatalogueError: one stands twice in a file.
+    """
+    places = np.concatenate(list(bucket[1]))
+    ordered = places[np.lexsort((places['offset'], places['source'], places['product_id']))]
     repeats = np.flatnonzero((np.diff(ordered['product_id']) == 0) & (np.diff(ordered['source']) == 0))
     if len(repeats):
         first, second = ordered[repeats[0]], ordered[repeats[0] + 1]
@@ -197,6 +215,7 @@ def _refuse_repeats(places: np.ndarray, job: Job) -> None:
             f'{job.source(first["source"])}: byte {second["offset"]}: product {first["product_id"]} stands at byte '
             f'{first["offset"]} already; each may stand once'
         )
+    return len(places)
 
 
 def count(planned: tuple[str, np.ndarray]) -> tuple[str, tuple[int, ...]]:
@@ -211,8 +230,14 @@ def add_counts(counts: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
     return tuple(map(sum, zip(*counts, strict=True))) or (0, 0, 0, 0)
 
 
-def begin_writing(totals: dict[str, tuple[int, ...]], job: Job) -> dict[str, tuple[int, ...]]:
-    """Removes an earlier manifest, just before its shards begin to be replaced; everything read so far was good."""
+def begin_writing(totals: dict[str, tuple[int, ...]], _: list[int], job: Job) -> dict[str, tuple[int, ...]]:
+    """Removes an earlier manifest, just before its shards begin to be replaced.
+
+    Args:
+        totals: what count() says of each split; handed on.
+        _: of refuse_repeats(): waited for, because up to here all of the catalogue must have been good.
+        job: the conversion.
+    """
     path = storage.join(job.output_dir, manifest.NAME)
     if storage.exists(path):
         storage.remove(path)
@@ -300,8 +325,8 @@ def _remove_stale(output_dir: str, made: manifest.Manifest) -> None:
 
 def _print_summary(made: manifest.Manifest, *, seconds: float, source_bytes: int) -> None:
     print(f'{"split":6} {"products":>10} {"images":>11} {"categories":>11} {"shards":>7} {"MB":>10}')
-    for name, counts in made.about['splits'].items():
-        files = made.of_split(name)
+    for name in (name for name in split.SPLITS if name in made.about['splits']):
+        counts, files = made.about['splits'][name], made.of_split(name)
         row = f'{name:6} {counts["products"]:10,} {counts["images"]:11,} {counts["categories"] or "unknown":>11} '
         print(f'{row}{len(files):7,} {sum(file.bytes for file in files) / 1e6:10,.1f}')
     print(f'{source_bytes / 1e6:,.1f} MB in {seconds:.1f} s, {source_bytes / 1e6 / seconds:.1f} MB/s')

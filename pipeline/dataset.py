@@ -22,6 +22,7 @@ from pipeline.bson_stream import PICTURE_SIZE
 # products in order of hash, so a block has only to part the pictures of one product.
 SHUFFLE_IMAGES = 10_000
 READERS = 16  # shards read in turn
+FILLER = -1  # product_id of rows that only fill up a batch; no product has it
 PARSE_PRODUCTS = 64  # products parsed by one call: tf.io.parse_example costs less a product in batches
 
 
@@ -104,21 +105,13 @@ def evaluation(shards: Shards, split: str, *, batch_size: int, limit: int) -> tf
         with pictures of weight 0, so that every batch has the same shape and no picture is lost.
     """
     total = min(limit, shards.manifest.images(split))
+
     def row(picture: dict[str, Any]) -> Any:
         return _decode(picture['image']), picture['label'], 1.0
 
-    def fill(images: Any, labels: Any, weights: Any) -> Any:
-        pad = batch_size - tf.shape(labels)[0]
-        images = tf.pad(images, [[0, pad], [0, 0], [0, 0], [0, 0]])
-        return (
-            tf.ensure_shape(images, [batch_size, PICTURE_SIZE, PICTURE_SIZE, 3]),
-            tf.ensure_shape(tf.pad(labels, [[0, pad]]), [batch_size]),
-            tf.ensure_shape(tf.pad(weights, [[0, pad]]), [batch_size]),
-        )
-
-    rows = _pictures(tf.constant(shards.paths(split)), readers=1).take(total)
+    rows = _pictures(tf.constant(shards.paths(split), tf.string), readers=1).take(total)
     rows = rows.map(row, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size)
-    rows = rows.map(fill)
+    rows = rows.map(lambda *columns: _filled(columns, batch_size))
     rows = rows.apply(tf.data.experimental.assert_cardinality(-(-total // batch_size)))
     return rows.prefetch(tf.data.AUTOTUNE)
 
@@ -128,13 +121,13 @@ def views(path: str, *, batch_size: int, tta: int, seed: int) -> tf.data.Dataset
 
     Args:
         path: the shard.
-        batch_size: views a batch; the last batch may be smaller.
+        batch_size: views a batch.
         tta: views a picture; view 0 is the plain picture, the others differ by (seed, product, picture, view).
         seed: of the views.
 
     Returns:
         images uint8 [batch, 180, 180, 3], draws float32 [batch, augment.DRAWS], and int64 [batch] each: product_id,
-        image_index, view, label.
+        image_index, view, label. The last batch is filled up with rows of product_id FILLER.
     """
 
     def all_views(picture: dict[str, Any]) -> tf.data.Dataset:
@@ -150,7 +143,8 @@ def views(path: str, *, batch_size: int, tta: int, seed: int) -> tf.data.Dataset
     rows = _pictures(tf.constant([path]), readers=1)
     rows = rows.flat_map(all_views)
     rows = rows.map(row, num_parallel_calls=tf.data.AUTOTUNE)
-    return rows.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+    rows = rows.batch(batch_size).map(lambda *columns: _filled(columns, batch_size, product_id=2))
+    return rows.prefetch(tf.data.AUTOTUNE)
 
 
 def _pictures(paths: Any, *, readers: int) -> tf.data.Dataset:
@@ -168,6 +162,20 @@ def _pictures(paths: Any, *, readers: int) -> tf.data.Dataset:
     files = tf.data.Dataset.from_tensor_slices(paths)
     products = files.interleave(tf.data.TFRecordDataset, cycle_length=readers, block_length=PARSE_PRODUCTS)
     return products.batch(PARSE_PRODUCTS).map(lambda batch: by_picture(records.parse(batch))).unbatch()
+
+
+def _filled(columns: Any, batch_size: int, *, product_id: int | None = None) -> Any:
+    """Fills a last batch up with rows of zeros (FILLER in the column of that number), so that all have one shape.
+
+    Two replicas need it: one of them would get an empty batch, which layers refuse.
+    """
+    missing = batch_size - tf.shape(columns[0])[0]
+    filled = []
+    for number, column in enumerate(columns):
+        value = tf.cast(FILLER if number == product_id else 0, column.dtype)
+        padded = tf.pad(column, [[0, missing], *[[0, 0]] * (column.shape.rank - 1)], constant_values=value)
+        filled.append(tf.ensure_shape(padded, [batch_size, *column.shape[1:]]))
+    return tuple(filled)
 
 
 def _shuffled(columns: Any, seed: Any, block: Any) -> Any:

@@ -50,7 +50,13 @@ def encode(product: Product) -> bytes:
 def frame(record: bytes) -> bytes:
     """A record as it stands in a TFRecord file: uint64 length, its masked CRC32C, the data, its masked CRC32C."""
     length = len(record).to_bytes(8, 'little')
-    return b''.join((length, _masked_crc(length), record, _masked_crc(record)))
+    return b''.join((length, masked_crc(length), record, masked_crc(record)))
+
+
+def masked_crc(data: bytes) -> bytes:
+    """CRC32C as TFRecord files store it: rotated by 15 bits and moved by a constant; 4 bytes."""
+    crc = google_crc32c.value(data)
+    return (((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32).to_bytes(4, 'little')
 
 
 def parse(serialized: Any) -> dict[str, Any]:
@@ -94,8 +100,3 @@ def _bytes_feature(values: tuple[bytes, ...] | list[bytes]) -> bytes:
 
 def _int64_feature(value: int) -> bytes:
     return _field(3, _field(1, _varint(value % 2**64)))
-
-
-def _masked_crc(data: bytes) -> bytes:
-    crc = google_crc32c.value(data)
-    return (((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32).to_bytes(4, 'little')

@@ -32,6 +32,8 @@ def open_read(path: str) -> BinaryIO:
         InputError: there is no such file.
     """
     if is_remote(path):
+        if not exists(path):
+            raise InputError(f'{path}: no such file')
         return _gfile().GFile(path, 'rb')
     try:
         return open(path, 'rb')

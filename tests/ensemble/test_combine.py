@@ -144,7 +144,9 @@ def test_several_processes_give_the_same_submission(run_dir: Path) -> None:
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, '')
+    # TensorFlow 2.21 notes its own start on stderr, whatever TF_CPP_MIN_LOG_LEVEL says.
+    notes = [line for line in done.stderr.splitlines() if not re.match(r'WARNING: All log messages|[IE]\d{4} ', line)]
+    assert (done.returncode, notes) == (0, [])
     assert done.stdout.splitlines()[-1].startswith('wrote runs/latest/submission.csv.gz: 3 products; next: ')
     assert (run_dir / 'submission.csv.gz').read_bytes() == expected
     assert names_in(run_dir) == ['logits', 'submission.csv.gz']

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import functools
-import hashlib
 import io
 import json
 import struct
 import sys
-import tarfile
 import types
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +19,8 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import InputError
+from tests import packages
+from tests.packages import TONES
 from tools import demo_catalogue, emoji_sources
 from tools.demo_catalogue import Category, Product
 from tools.emoji_sources import Drawing, Emoji, Source
@@ -30,7 +28,6 @@ from tools.emoji_sources import Drawing, Emoji, Source
 RED_DISC = (
     b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 72 72"><circle cx="30" cy="30" r="9" fill="red"/></svg>'
 )
-TONES = ('1f3fb', '1f3fc', '1f3fd', '1f3fe', '1f3ff')
 # The standard luminance table (ITU T.81, table K.1) at quality 75 is half of it, rounded: its first row.
 QUALITY_75_FIRST_ROW = [8, 6, 5, 8, 12, 20, 26, 31]
 # Large enough that shares are met within a few percent.
@@ -134,7 +131,7 @@ def test_a_drawing_fills_the_square_in_the_middle_on_white(view_box, shape, insi
 
 
 def test_a_picture_file_with_transparency_stands_on_white():
-    picture = Image.open(io.BytesIO(emoji_sources.render(webp('blue'))))
+    picture = Image.open(io.BytesIO(emoji_sources.render(packages.webp('blue'))))
     np.testing.assert_allclose(picture.getpixel((1, 1)), (255, 255, 255), atol=8)
     np.testing.assert_allclose(picture.getpixel((90, 90)), (0, 0, 255), atol=4)
 
@@ -359,35 +356,13 @@ def plan(emoji: list[Emoji], seed: int = 0) -> list[Product]:
     return demo_catalogue.plan_products(emoji, categories, seed=seed)
 
 
-def webp(colour: str) -> bytes:
-    picture = Image.new('RGBA', (64, 64))
-    picture.paste(colour, (20, 20, 40, 40))
-    buffer = io.BytesIO()
-    picture.save(buffer, 'WEBP', lossless=True)
-    return buffer.getvalue()
-
-
-def archive(path: Path, members: dict[str, bytes]) -> str:
-    """Writes a package and gives its integrity as npm writes it."""
-    with tarfile.open(path, 'w:gz') as file:
-        for name, data in members.items():
-            member = tarfile.TarInfo(f'package/{name}')
-            member.size = len(data)
-            file.addfile(member, io.BytesIO(data))
-    return f'sha512-{base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()}'
-
-
 def emoji_table() -> list[dict[str, str]]:
     """OpenMoji's table of 12 mammals, of 3 hands with 5 skin tones each, and of one emoji that only OpenMoji has."""
-    table = []
-    for point in range(0x1F400, 0x1F40C):
-        table.append(('animals', 'mammal', f'{point:X}', ''))
-    for point in (0x1F44B, 0x1F44C, 0x1F44F):
-        base = f'{point:X}'
-        table += [('people', 'hand', base, ''), *(('people', 'hand', f'{base}-{tone.upper()}', base) for tone in TONES)]
-    table.append(('extras-openmoji', 'brand', 'E000', ''))
-    names = ('group', 'subgroups', 'hexcode', 'skintone_base_hexcode')
-    return [{**dict(zip(names, row, strict=True)), 'annotation': f'emoji {row[2]}'} for row in table]
+    table = [packages.row('animals', 'mammal', f'{point:X}') for point in range(0x1F400, 0x1F40C)]
+    for base in ('1F44B', '1F44C', '1F44F'):
+        tones = [packages.row('people', 'hand', f'{base}-{tone.upper()}', base) for tone in TONES]
+        table += [packages.row('people', 'hand', base), *tones]
+    return [*table, packages.row('extras-openmoji', 'brand', 'E000')]
 
 
 @pytest.fixture
@@ -401,31 +376,12 @@ def cache_dir(tmp_path: Path) -> str:
 def sources(cache_dir: str) -> tuple[Source, ...]:
     """Three packages in the cache: SVG files, an Iconify set and picture files; the last lacks 1F401."""
     table = emoji_table()
-    codes = [row['hexcode'] for row in table]
-    bodies = {code: f'<circle cx="18" cy="18" r="{3 + index % 15}" fill="#{index * 9 + 16:02x}8040"/>'
-              for index, code in enumerate(codes)}  # fmt: skip
-    openmoji = {f'color/svg/{code}.svg': RED_DISC.replace(b'<circle', body.encode() + b'<circle')
-                for code, body in bodies.items()}  # fmt: skip
-    icons = {
-        'width': 36, 'height': 36, 'aliases': {'first': {'parent': 'icon-1F400'}},
-        'icons': {f'icon-{code}': {'body': body} for code, body in bodies.items()},
-    }  # fmt: skip
-    chars = {code.lower(): f'icon-{code}' for code in codes} | {'1f400': 'first'}
-    members: dict[str, dict[str, bytes]] = {
-        'openmoji': {'data/openmoji.json': json.dumps(table).encode(), **openmoji},
-        'icons': {'icons.json': json.dumps(icons).encode(), 'chars.json': json.dumps(chars).encode()},
-        'pictures': {f'assets/{code.lower()}-fe0f.webp': webp('blue') for code in codes if code != '1F401'},
+    bodies = {
+        row['hexcode']: f'<circle cx="18" cy="18" r="{3 + index % 15}" fill="#{index * 9 + 16:02x}8040"/>'
+        for index, row in enumerate(table)
     }
-    read: dict[str, Callable[[str], dict[str, bytes]]] = {
-        'openmoji': functools.partial(emoji_sources.read_folder, folder='color/svg', ending='.svg'),
-        'icons': emoji_sources.read_iconify,
-        'pictures': functools.partial(emoji_sources.read_folder, folder='assets', ending='.webp'),
-    }
-    made = []
-    for name, content in members.items():
-        integrity = archive(Path(cache_dir, f'{name}-1.0.0.tgz'), content)
-        made.append(Source(name, name, '1.0.0', integrity, 'Nobody', 'MIT', 'https://licence.test', read[name]))
-    return tuple(made)
+    colours = {code: 'blue' for code in bodies if code != '1F401'}
+    return packages.write_packages(Path(cache_dir), table, bodies=bodies, colours=colours)
 
 
 @pytest.fixture

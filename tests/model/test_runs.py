@@ -1,0 +1,61 @@
+"""A run's folder."""
+
+import os
+
+import keras
+import pytest
+
+from model import runs
+from pipeline.errors import InputError
+
+SETTINGS = {'epochs': 3.0, 'backbone': 'xception', 'decay_at': ['1', '2']}
+
+
+def test_a_run_goes_on_with_the_same_settings(tmp_path):
+    run = str(tmp_path / 'runs' / 'one')
+    runs.check_settings(run, SETTINGS)
+    runs.write_settings(run, SETTINGS)
+    runs.check_settings(run, SETTINGS)
+    assert runs.read_settings(run) == SETTINGS
+    assert not runs.is_finished(run)
+
+
+@pytest.mark.parametrize(
+    ('changed', 'message'),
+    [
+        (
+            {**SETTINGS, 'epochs': 4.0},
+            r'began with epochs=3.0, now it is 4.0; give the same flags.*or another --run_dir',
+        ),
+        ({**SETTINGS, 'new': 1}, 'began with new=None, now it is 1'),
+        ({'epochs': 3.0, 'backbone': 'xception'}, 'began with decay_at='),
+    ],
+)
+def test_other_settings_are_refused_by_name(tmp_path, changed, message):
+    runs.write_settings(str(tmp_path), SETTINGS)
+    with pytest.raises(InputError, match=message):
+        runs.check_settings(str(tmp_path), changed)
+
+
+def test_what_is_no_run_or_not_finished_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r'run.json: no such file, so .* is no run; train one: python -m model.train'):
+        runs.load_model(str(tmp_path))
+    runs.write_settings(str(tmp_path), SETTINGS)
+    with pytest.raises(InputError, match='its training is not finished'):
+        runs.load_model(str(tmp_path))
+
+
+def test_a_finished_model_comes_back(tmp_path):
+    runs.write_settings(str(tmp_path), SETTINGS)
+    image = keras.Input([2, 2, 3])
+    runs.save_model(keras.Model(image, keras.layers.Flatten()(image)), str(tmp_path))
+    assert runs.is_finished(str(tmp_path))
+    assert runs.load_model(str(tmp_path)).output_shape == (None, 12)
+
+
+def test_latest_points_to_the_run_finished_last(tmp_path):
+    for name in ('one', 'two'):
+        (tmp_path / 'runs' / name).mkdir(parents=True)
+        runs.point_latest(str(tmp_path / 'runs' / name))
+        assert os.readlink(tmp_path / 'runs' / 'latest') == name
+    assert sorted(os.listdir(tmp_path / 'runs')) == ['latest', 'one', 'two']

@@ -1,0 +1,192 @@
+"""Training and prediction through their programs, on a small catalogue."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from ensemble import logits
+from model import predict, runs, train
+from pipeline import augment, convert, dataset
+from pipeline.errors import InputError
+from tests import catalogue
+
+# A network of 8 filters at 32 pixels: a pass over 100 pictures takes a second.
+SMALL = (
+    '--backbone=xception_small', '--width=0.01', '--weights=none', '--image_size=32', '--micro_batch=8',
+    '--accumulate=2', '--epoch_images=64', '--val_images=20', '--dropout=0.2', '--flip_probability=0.5',
+)  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def shards_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('data')
+    catalogue.write_catalogue(folder, products=60, categories=3)
+    convert.main(['convert', f'--input_dir={folder}', f'--output_dir={folder}/shards', '--runner=FnApiRunner'])
+    return str(folder / 'shards')
+
+
+def arguments(shards_dir: str, run_dir: object, *flags: str) -> list[str]:
+    return ['train', f'--shards_dir={shards_dir}', f'--run_dir={run_dir}', *SMALL, *flags]
+
+
+@pytest.fixture(scope='module')
+def run(shards_dir, tmp_path_factory):
+    """A finished run of two stages."""
+    run_dir = tmp_path_factory.mktemp('runs') / 'one'
+    train.main(arguments(shards_dir, run_dir, '--epochs=2', '--decay_at=0.7,1', '--unfreeze=head@0,all@1'))
+    return run_dir
+
+
+def history(run_dir: Path) -> list[dict[str, str]]:
+    with open(run_dir / 'history.csv', newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_its_files(run, shards_dir):
+    assert {'run.json', 'history.csv', 'model.keras', 'checkpoints', 'tensorboard', 'logits'} <= set(os.listdir(run))
+    assert os.readlink(run.parent / 'latest') == 'one'
+    settings = json.loads((run / 'run.json').read_text())
+    assert (settings['width'], settings['unfreeze']) == (0.01, 'head@0,all@1')
+    assert settings['dataset_digest'] == dataset.open_shards(shards_dir).manifest.digest()
+
+
+def test_history_has_a_row_for_every_artificial_epoch(run, shards_dir):
+    images = dataset.open_shards(shards_dir).manifest.images('train')
+    steps = round(images / 16)
+    rows = history(run)
+    assert [int(row['epoch']) for row in rows] == list(range(1, len(rows) + 1))
+    assert [int(row['step']) for row in rows] == sorted(
+        {*range(4, steps, 4), steps, *range(steps + 4, 2 * steps, 4), round(images / 8)}
+    )
+    assert [row['stage'] for row in rows] == ['0' if int(row['step']) <= steps else '1' for row in rows]
+    assert sorted({float(row['learning_rate']) for row in rows}) == pytest.approx([4.5e-4, 1.5e-3, 5e-3])
+    assert all(float(row['loss']) > 0 and 0 <= float(row['val_accuracy']) <= 1 for row in rows)
+
+
+def test_logits_are_those_of_the_finished_model_in_the_order_of_the_shards(run, shards_dir):
+    shards = dataset.open_shards(shards_dir)
+    store = logits.read_manifest(str(run / 'logits' / 'val'))
+    rows = logits.Rows.concatenate(
+        [part for file in store.files for part in logits.read_shard(str(run / 'logits' / 'val'), file)]
+    )
+    batch = next(iter(dataset.views(shards.paths('val')[0], batch_size=len(rows), tta=1, seed=0)))
+    for got, expected in zip((rows.product_id, rows.image_index, rows.view, rows.label), batch[2:], strict=True):
+        np.testing.assert_array_equal(got, expected)
+    model = runs.load_model(str(run))
+    np.testing.assert_allclose(rows.logits, model(augment.resize(batch[0], size=32)), rtol=2e-3, atol=2e-3)
+    assert store.about['dataset_digest'] == shards.manifest.digest()
+    assert store.about['tta'] == 1
+
+
+def test_a_finished_run_is_left_as_it_is(run, shards_dir, capsys):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob('*') if path.is_file()}
+    train.main(arguments(shards_dir, run, '--epochs=2', '--decay_at=0.7,1', '--unfreeze=head@0,all@1'))
+    assert {path: path.stat().st_mtime_ns for path in run.rglob('*') if path.is_file()} == before
+    assert 'training is finished already; give another --run_dir to train again' in capsys.readouterr().out
+
+
+def test_other_flags_for_the_same_folder_are_refused_by_name(run, shards_dir):
+    with pytest.raises(InputError, match='began with epochs=2.0, now it is 3.0'):
+        train.main(arguments(shards_dir, run, '--epochs=3', '--decay_at=0.7,1', '--unfreeze=head@0,all@1'))
+
+
+def test_views_of_prediction_are_the_plain_picture_and_others(run, shards_dir, capsys):
+    predict.main(['predict', f'--run_dir={run}', f'--shards_dir={shards_dir}', '--split=test', '--tta=3', '--batch=7'])
+    folder = str(run / 'logits' / 'test-tta3')
+    assert capsys.readouterr().out.endswith(f'next: python -m ensemble.combine --rule product --logits={folder}\n')
+    (file,) = logits.read_manifest(folder).files
+    (views,) = logits.read_shard(folder, file)
+    (file,) = logits.read_manifest(str(run / 'logits' / 'test')).files
+    (plain,) = logits.read_shard(str(run / 'logits' / 'test'), file)
+    np.testing.assert_array_equal(views.view, np.tile([0, 1, 2], len(plain)))
+    np.testing.assert_array_equal(views.label, np.full(3 * len(plain), -1))
+    np.testing.assert_allclose(views.logits[::3], plain.logits, rtol=2e-3, atol=2e-3)
+    assert (views.logits[1::3] != views.logits[2::3]).any(axis=1).mean() > 0.9
+
+
+def test_two_replicas_predict_what_one_does(run, shards_dir, tmp_path):
+    same_run = tmp_path / 'copy'
+    same_run.mkdir()
+    for name in ('run.json', 'model.keras'):
+        (same_run / name).write_bytes((run / name).read_bytes())
+    predict.main(
+        [
+            'predict',
+            f'--run_dir={same_run}',
+            f'--shards_dir={shards_dir}',
+            '--split=val',
+            '--strategy=mirrored',
+            '--batch=5',
+        ]
+    )
+    (file,) = logits.read_manifest(str(same_run / 'logits' / 'val')).files
+    (got,) = logits.read_shard(str(same_run / 'logits' / 'val'), file)
+    (expected,) = logits.read_shard(str(run / 'logits' / 'val'), file)
+    np.testing.assert_array_equal(got.product_id, expected.product_id)
+    np.testing.assert_allclose(got.logits, expected.logits, rtol=2e-3, atol=2e-3)
+
+
+def test_two_replicas_train(shards_dir, tmp_path):
+    train.main(arguments(shards_dir, tmp_path / 'two', '--epochs=1', '--strategy=mirrored', '--predict=val'))
+    assert [int(row['step']) for row in history(tmp_path / 'two')][-1] == round(
+        dataset.open_shards(shards_dir).manifest.images('train') / 32
+    )
+
+
+@pytest.mark.parametrize(
+    ('flag', 'error', 'message'),
+    [
+        ('--shards_dir=nowhere', InputError, r'nowhere/manifest.json: no such file, .* python -m pipeline.convert'),
+        ('--backbone=vgg', InputError, 'no such backbone; known are xception, xception_small'),
+        ('--unfreeze=block99@0', InputError, "no block 'block99'"),
+        ('--decay_at=x', InputError, "--decay_at: 'x' must be a number of passes"),
+        ('--weights=nowhere.keras', InputError, 'no such file'),
+        ('--predict=all', train.flags.Error, 'the splits are train, val, test'),
+    ],
+)
+def test_bad_input_is_refused_before_a_run_is_made(shards_dir, tmp_path, flag, error, message):
+    with pytest.raises(error, match=message):
+        train.main(arguments(shards_dir, tmp_path / 'bad', flag))
+    assert not (tmp_path / 'bad' / 'run.json').exists()
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(shards_dir, tmp_path):
+    """Weights bit for bit: the stream, the schedule, the optimizer and dropout all go on where they were."""
+    flags = ('--epochs=3', '--decay_at=1.5', '--unfreeze=block4@0,all@1', '--predict=val')
+
+    def start(run_dir: Path) -> subprocess.Popen:
+        command = [sys.executable, '-m', 'model.train', *arguments(shards_dir, run_dir, *flags)[1:]]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    with start(tmp_path / 'killed') as killed:
+        while not re.search('"epoch": [4-9]', _read(tmp_path / 'killed' / 'checkpoints' / 'checkpoint.json')):
+            assert killed.poll() is None, 'it ended before it could be killed'
+            time.sleep(0.05)
+        killed.send_signal(signal.SIGKILL)
+    assert not (tmp_path / 'killed' / 'model.keras').exists()
+    for run_dir in (tmp_path / 'killed', tmp_path / 'undisturbed'):
+        with start(run_dir) as process:
+            output, _ = process.communicate()
+        assert process.returncode == 0
+        assert ('going on from update' in output) == (run_dir.name == 'killed')
+    ended, expected = (
+        keras.models.load_model(tmp_path / name / 'model.keras', compile=False) for name in ('killed', 'undisturbed')
+    )
+    for got, value in zip(ended.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_array_equal(got, value)
+    assert history(tmp_path / 'killed') == history(tmp_path / 'undisturbed')
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.exists() else ''
