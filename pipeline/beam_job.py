@@ -19,7 +19,13 @@ from dataclasses import dataclass
 import apache_beam as beam
 from absl import flags
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.portability import python_urns
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
+    BeamFnControlServicer,
+    SubprocessSdkWorkerHandler,
+    WorkerHandler,
+)
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from pipeline.errors import InputError
@@ -90,6 +96,20 @@ def _local_processes(argv: list[str], options: PipelineOptions) -> FnApiRunner:
         direct.direct_num_workers = os.cpu_count()
     command = f'exec {shlex.quote(sys.executable)} -m pipeline.beam_worker'
     return FnApiRunner(SubprocessSDKEnvironment.from_command_string(command))
+
+
+@WorkerHandler.register_environment(python_urns.SUBPROCESS_SDK, bytes)
+class _Worker(SubprocessSdkWorkerHandler):
+    """Beam's handler of a worker process, without its hang at the end of a failed job.
+
+    Beam 2.77 tells only the workers connected by then that the job is over, and waits for all of them to exit. Where
+    one fails before another has started up, the other would wait for work for ever.
+    """
+
+    def stop_worker(self) -> None:
+        """Leaves the word that the job is over for a worker that comes too late to hear it."""
+        self.control_conn.push(BeamFnControlServicer._DONE_MARKER)
+        super().stop_worker()
 
 
 def _runner(name: str) -> beam.runners.PipelineRunner:

@@ -21,8 +21,9 @@ def sources(tmp_path):
     (tmp_path / 'cache').mkdir()
     codes = [f'{0x1F000 + number:X}' for number in range(200)]
     groups = [(f'group{number % 2}', f'sort-{COLOURS[number % 4]}') for number in range(200)]
+    circle = '<circle cx="{}" cy="{}" r="{}" fill="{}"/>'
     bodies = {
-        code: f'<circle cx="{12 + number % 12}" cy="{14 + number % 8}" r="{6 + number % 7}" fill="{COLOURS[number % 4]}"/>'
+        code: circle.format(12 + number % 12, 14 + number % 8, 6 + number % 7, COLOURS[number % 4])
         for number, code in enumerate(codes)
     }
     return packages.write_packages(
