@@ -86,8 +86,8 @@ def main(argv: list[str]) -> None:
     correct = predictions.prediction == truth
     if compare:
         path = storage.join(output_dir, _table_name(manifest))
-        best = _report_all(names, correct, predictions.pictures >= 2, path=path)
-        print(f'wrote {path}; next, by the best rule: {_command(best, folder)}')
+        _report_all(names, correct, predictions.pictures >= 2, path=path)
+        print(f'wrote {path}; next: {_command("product", folder)}')
         return
     is_test = manifest.about['split'] == 'test'
     if solution or not is_test:
@@ -184,8 +184,8 @@ def _table_name(manifest: Manifest) -> str:
     return f'rules-{manifest.about["split"]}{f"-tta{tta}" if tta > 1 else ""}.csv'
 
 
-def _report_all(names: tuple[str, ...], correct: np.ndarray, several: np.ndarray, *, path: str) -> str:
-    """Prints and writes the comparison; returns the name of the most accurate rule.
+def _report_all(names: tuple[str, ...], correct: np.ndarray, several: np.ndarray, *, path: str) -> None:
+    """Prints and writes the comparison.
 
     Args:
         names: R rules.
@@ -208,7 +208,6 @@ def _report_all(names: tuple[str, ...], correct: np.ndarray, several: np.ndarray
     gain = submission.gain(correct[names.index('product')][several], correct[names.index('first')][several])
     print(f'with two pictures or more, product gains {gain} over first')
     _write_table(table, path)
-    return max(table, key=lambda line: line[1].value)[0]
 
 
 def _write_table(table: list[tuple[str, Score, Score]], path: str) -> None:

@@ -18,7 +18,7 @@ from pipeline.dataset import Shards
 from pipeline.errors import InputError
 
 # The views beside the plain picture vary as the paper's augmented training pictures do, whatever the model was trained
-# with (FACTS, Table I: TTA of both configurations).
+# with: the paper's Table I has five views of both its configurations.
 VIEWS = Augmentation()
 
 

@@ -2,7 +2,7 @@
 
 Points of the schedule are in passes over the training data, as the paper's are. They take effect at the nearest update.
 Each stage starts with a fresh optimizer: Adam's step count is one for all variables, so variables that join late would
-take steps up to 6.6 times too long (research/training.md, section 3).
+take steps up to 6.6 times too long: (1 - 0.9^t) / sqrt(1 - 0.999^t), Adam's missing bias correction, is that at t = 12.
 """
 
 from __future__ import annotations

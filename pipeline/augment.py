@@ -19,7 +19,7 @@ PLAIN = 1.0  # as a draw: "as it is", because it is below no probability
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training pictures vary; the defaults are the paper's (section "aug" of FACTS).
+    """How training pictures vary; the defaults are the paper's configuration "aug".
 
     Attributes:
         crop_probability: share of pictures upscaled and cropped back at a random place, 0..1.

@@ -121,8 +121,8 @@ def test_all_rules_are_compared_in_one_reading(run_dir: Path, capsys: pytest.Cap
     }
     assert lines[9].startswith('with two pictures or more, product gains ')
     assert lines[10] == (
-        f'wrote {run_dir}/rules-{split}.csv; next, by the best rule: '
-        f'python -m ensemble.combine --rule mean --logits={run_dir}/logits/test'
+        f'wrote {run_dir}/rules-{split}.csv; '
+        f'next: python -m ensemble.combine --rule product --logits={run_dir}/logits/test'
     )
     assert names_in(run_dir) == ['logits', f'rules-{split}.csv']
     table = (run_dir / f'rules-{split}.csv').read_text().splitlines()
