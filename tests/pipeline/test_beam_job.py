@@ -1,0 +1,77 @@
+"""Beam jobs run the same way everywhere: mistyped flags are refused, a step's error is one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import apache_beam as beam
+import pytest
+from absl import flags
+
+from pipeline import beam_job
+from pipeline.errors import CatalogueError, InputError
+
+IN_MEMORY = '--runner=FnApiRunner'
+TWO_PROCESSES = ['--runner=DirectRunner', '--direct_num_workers=2']
+
+
+def run_step(argv: list[str], step: Callable[[int], object]) -> None:
+    beam_job.engine(argv).run(lambda pipeline: pipeline | 'Numbers' >> beam.Create([1]) | 'Step' >> beam.Map(step))
+
+
+@pytest.mark.parametrize('argv', [[IN_MEMORY], ['--runner', 'FnApiRunner'], TWO_PROCESSES])
+def test_every_local_runner_runs_the_steps(tmp_path: Path, argv):
+    path = str(tmp_path / 'done')
+
+    def step(number: int) -> None:
+        Path(path).write_text(str(number))
+
+    run_step(argv, step)
+    assert Path(path).read_text() == '1'
+
+
+@pytest.mark.parametrize(
+    ('words', 'error'),
+    [
+        (['--shard_md=1'], 'unknown flag --shard_md: neither this program nor Beam has it'),
+        (['--shard_md', '1'], 'unknown flag --shard_md: neither this program nor Beam has it'),
+        (['--direct_num_worker=2'], 'unknown flag --direct_num_worker: neither this program nor Beam has it'),
+        (['--direct_num_workers=x'], "argument --direct_num_workers: invalid int value: 'x'"),
+        (['word'], "unexpected argument 'word': every option is written --name=value"),
+        (['--direct_num_workers=2', 'word'], "unexpected argument 'word': every option is written --name=value"),
+    ],
+)
+@pytest.mark.parametrize('runner', [[], ['--runner=DirectRunner'], [IN_MEMORY]], ids=['default', 'direct', 'in memory'])
+def test_what_beam_does_not_know_either_is_refused(runner, words, error):
+    with pytest.raises(flags.Error, match=f'^{re.escape(error)}$'):
+        beam_job.engine([*runner, *words])
+
+
+def test_an_unknown_runner_is_refused_by_name():
+    with pytest.raises(flags.Error, match='^--runner=NoRunner: .*Valid values are .*DirectRunner.*FlinkRunner'):
+        beam_job.engine(['--runner=NoRunner'])
+
+
+@pytest.mark.parametrize('argv', [[IN_MEMORY], TWO_PROCESSES], ids=['in memory', 'two processes'])
+def test_the_input_error_of_a_step_keeps_its_own_text_and_nothing_else(argv, capfd):
+    text = "data/tr'ain.bson: byte 7: is {1: 'x'} [5:6], must be -1; get the file again"
+
+    def step(number: int) -> None:
+        raise CatalogueError(text)
+
+    with pytest.raises(InputError) as error:
+        run_step(argv, step)
+    assert str(error.value) == text
+    assert capfd.readouterr().err == '', 'no traceback of a worker'
+
+
+@pytest.mark.parametrize('argv', [[IN_MEMORY], TWO_PROCESSES], ids=['in memory', 'two processes'])
+def test_any_other_error_of_a_step_is_not_hidden(argv):
+    def step(number: int) -> None:
+        raise ZeroDivisionError('of the step')
+
+    with pytest.raises(Exception, match='of the step') as error:
+        run_step(argv, step)
+    assert not isinstance(error.value, InputError)

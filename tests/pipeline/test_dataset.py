@@ -1,0 +1,330 @@
+"""The stream of batches: every picture once a pass, the same for the same seed, and exactly resumed."""
+
+from __future__ import annotations
+
+import functools
+import re
+import textwrap
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipeline import augment, categories, dataset, manifest, records, split
+from pipeline.dataset import Shards
+from pipeline.errors import InputError
+from pipeline.manifest import FileInfo, Manifest
+from pipeline.records import Product
+from tests import catalogue
+
+LABEL_MAP = categories.Categories(np.arange(7) + 1000, (('A', 'B', 'C'),) * 7)
+# Pictures a product: 1 to 4, unevenly.
+COUNTS = (1, 3, 2, 4, 1, 1, 2)
+
+
+def write_shards(folder: Path, *, train: int, val: int = 0, shards: int = 1) -> Shards:
+    """A dataset of so many products, each split in so many shards, each picture another one."""
+    folder.mkdir(exist_ok=True)
+    infos = []
+    for name, products in (('train', train), ('val', val)):
+        first = 0 if name == 'train' else train
+        for index, numbers in enumerate(np.array_split(np.arange(first, first + products), shards)):
+            if not products:
+                continue
+            rows = [
+                Product(
+                    3 * n + 1, 1000 + n % 7, n % 7, name, tuple(catalogue.jpeg(4 * n + k) for k in range(COUNTS[n % 7]))
+                )
+                for n in numbers.tolist()
+            ]
+            data = b''.join(records.frame(records.encode(row)) for row in rows)
+            file = folder / split.shard_name(name, index, shards)
+            file.write_bytes(data)
+            images = sum(len(row.images) for row in rows)
+            infos.append(FileInfo(file.name, name, len(rows), images, len(data), 'unchecked'))
+    categories.write(LABEL_MAP, str(folder))
+    manifest.write(Manifest('shards', {}, tuple(infos)), str(folder))
+    return dataset.open_shards(str(folder))
+
+
+@functools.cache
+def places_in(*paths: str) -> dict[bytes, tuple[int, int, int]]:
+    """What each decoded picture of some shards is: (place in the shards' order, product id, label)."""
+    found: dict[bytes, tuple[int, int, int]] = {}
+    for path in paths:
+        products = records.parse(tf.constant(list(tf.data.TFRecordDataset(path).as_numpy_iterator())))
+        columns = products['product_id'].numpy(), products['label'].numpy(), products['images'].to_list()
+        for product_id, label, images in zip(*columns, strict=True):
+            for image in images:
+                picture = tf.io.decode_jpeg(image, channels=3).numpy().tobytes()
+                found[picture] = (len(found), int(product_id), int(label))
+    return found
+
+
+def places(shards: Shards, name: str) -> dict[bytes, tuple[int, int, int]]:
+    found = places_in(*shards.paths(name))
+    assert len(found) == shards.manifest.images(name), 'all pictures differ'
+    return found
+
+
+def stream(shards: Shards, pictures: int, *, batch_size: int = 1, **options: Any) -> np.ndarray:
+    """The first pictures of the training stream, by place in the shards' order: int [pictures]."""
+    known = places(shards, 'train')
+    found: list[int] = []
+    for images, _, labels in dataset.train(shards, batch_size=batch_size, **options).take(-(-pictures // batch_size)):
+        for image, label in zip(images.numpy(), labels.numpy(), strict=True):
+            place, _, expected = known[image.tobytes()]
+            assert label == expected
+            found.append(place)
+    return np.array(found[:pictures])
+
+
+def same(left: Any, right: Any) -> bool:
+    return all((one == other).all() and one.dtype == other.dtype for one, other in zip(left, right, strict=True))
+
+
+@pytest.fixture(scope='module')
+def shards(tmp_path_factory) -> Shards:
+    """42 products in 3 shards to train with, 84 pictures; 9 in 3 shards to validate, 18 pictures."""
+    made = write_shards(tmp_path_factory.mktemp('shards'), train=42, val=9, shards=3)
+    assert (made.manifest.images('train'), made.manifest.images('val')) == (84, 18)
+    return made
+
+
+def test_the_synopsis_runs_as_it_stands(tmp_path, monkeypatch):
+    (tmp_path / 'data').mkdir()
+    write_shards(tmp_path / 'data' / 'shards', train=20)
+    monkeypatch.chdir(tmp_path)
+    assert dataset.__doc__
+    names: dict[str, Any] = {'dataset': dataset}
+    exec(textwrap.dedent(dataset.__doc__.split('Synopsis:\n')[1]), names)
+    assert names['images'].shape == (128, 180, 180, 3)
+
+
+# Training.
+
+
+@pytest.mark.parametrize('shuffle_images', [1, 7, 83, 84, 85, 10_000])
+def test_every_picture_comes_once_a_pass_with_its_label(shards, shuffle_images):
+    passes = stream(shards, 3 * 84, seed=0, batch_size=24, shuffle_images=shuffle_images).reshape(3, 84)
+    for one in passes:
+        assert sorted(one) == list(range(84))
+
+
+def test_each_pass_has_another_order(shards):
+    passes = {tuple(one) for one in stream(shards, 5 * 84, seed=0, batch_size=84).reshape(5, 84)}
+    assert len(passes) == 5
+
+
+def test_the_seed_decides_the_order_and_the_draws(shards):
+    first, again, other = (next(iter(dataset.train(shards, seed=seed, batch_size=84))) for seed in (0, 0, 1))
+    assert same([x.numpy() for x in first], [x.numpy() for x in again])
+    assert not (first[0].numpy() == other[0].numpy()).all()
+    assert not (first[1].numpy() == other[1].numpy()).any()
+
+
+def test_batches_have_one_shape(shards):
+    stream = dataset.train(shards, seed=0, batch_size=24)
+    shapes = [((24, 180, 180, 3), tf.uint8), ((24, augment.DRAWS), tf.float32), ((24,), tf.int64)]
+    assert [(tuple(spec.shape), spec.dtype) for spec in stream.element_spec] == shapes
+    assert stream.cardinality() == tf.data.INFINITE_CARDINALITY
+
+
+def test_draws_are_even_and_new_at_every_step(shards):
+    draws = np.concatenate([batch[1].numpy() for batch in dataset.train(shards, seed=0, batch_size=40).take(50)])
+    assert draws.min() >= 0 and draws.max() < 1
+    assert len(np.unique(draws, axis=0)) == len(draws) == 2000
+    # The mean of 2,000 even draws is 0.5, with a standard deviation of 0.29 / sqrt(2,000) = 0.0065.
+    np.testing.assert_allclose(draws.mean(axis=0), 0.5, atol=5 * 0.0065)
+    # So is the correlation of two columns 0, with one of 1 / sqrt(2,000) = 0.022.
+    np.testing.assert_allclose(np.corrcoef(draws.T), np.eye(augment.DRAWS), atol=5 * 0.022)
+
+
+@pytest.mark.parametrize(
+    ('step', 'shuffle_images'), [*((step, 16) for step in (0, 1, 2, 3, 4, 6, 7, 8, 10, 11)), (3, 10_000), (7, 10_000)]
+)
+def test_a_resumed_stream_is_bit_for_bit_the_uninterrupted_one(shards, uninterrupted, step, shuffle_images):
+    """A pass has 3 1/2 batches: batches 3 and 10 span the end of one, batch 7 begins one."""
+    resumed = dataset.train(shards, seed=5, batch_size=24, start_step=step, shuffle_images=shuffle_images).take(3)
+    for offset, batch in enumerate(resumed.as_numpy_iterator()):
+        assert same(batch, uninterrupted[shuffle_images][step + offset])
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(shards) -> dict[int, list[Any]]:
+    return {
+        size: list(dataset.train(shards, seed=5, batch_size=24, shuffle_images=size).take(14).as_numpy_iterator())
+        for size in (16, 10_000)
+    }
+
+
+def test_tensorflows_global_seed_has_no_influence(shards, uninterrupted):
+    try:
+        for seed in (1, 2):
+            tf.random.set_seed(seed)
+            batches = dataset.train(shards, seed=5, batch_size=24).take(4).as_numpy_iterator()
+            assert all(same(left, right) for left, right in zip(batches, uninterrupted[10_000], strict=False))
+    finally:
+        tf.random.set_seed(None)
+
+
+def test_the_stream_is_the_same_whatever_the_number_of_cores(shards, uninterrupted):
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = 1
+    batches = dataset.train(shards, seed=5, batch_size=24).with_options(options).take(4).as_numpy_iterator()
+    assert all(same(left, right) for left, right in zip(batches, uninterrupted[10_000], strict=False))
+
+
+def correlation(order: np.ndarray) -> float:
+    """Spearman's rank correlation of the order in the stream with that in the shards."""
+    return float(np.corrcoef(np.arange(len(order)), order)[0, 1])
+
+
+@pytest.fixture(scope='module')
+def one_shard(tmp_path_factory) -> Shards:
+    """300 products, 600 pictures."""
+    made = write_shards(tmp_path_factory.mktemp('one'), train=300)
+    assert made.manifest.images('train') == 600
+    return made
+
+
+@pytest.fixture(scope='module')
+def many_shards(tmp_path_factory) -> Shards:
+    """300 products, 600 pictures."""
+    return write_shards(tmp_path_factory.mktemp('many'), train=300, shards=60)
+
+
+def test_a_block_as_large_as_a_pass_leaves_nothing_of_the_order(one_shard):
+    for one in stream(one_shard, 3 * 600, seed=0, batch_size=100, shuffle_images=600).reshape(3, 600):
+        # Of random orders the correlation is 0, with a standard deviation of 1 / sqrt(600 - 1) = 0.041.
+        assert abs(correlation(one)) < 3 * 0.041
+
+
+def test_smaller_blocks_rely_on_the_order_of_the_shards(many_shards):
+    passes = stream(many_shards, 5 * 600, seed=0, batch_size=100, shuffle_images=100).reshape(5, 600)
+    # Here only whole shards change places: 60 of them, so that the standard deviation is 1 / sqrt(60 - 1) = 0.13.
+    assert all(abs(correlation(one)) < 3 * 0.13 for one in passes)
+    # And that of the mean of five passes is smaller by a factor of sqrt(5).
+    assert abs(np.mean([correlation(one) for one in passes])) < 3 * 0.13 / np.sqrt(5)
+
+
+def test_the_pictures_of_a_product_are_parted(one_shard):
+    products = np.repeat(np.arange(300), [COUNTS[n % 7] for n in range(300)])
+    order = products[stream(one_shard, 600, seed=0, batch_size=100, shuffle_images=600)]
+    # 300 pairs of neighbours are of one product in the shards; at random sum(c * (c - 1)) / 600 = 1.6 are.
+    assert (np.diff(products) == 0).sum() == 300
+    assert (np.diff(order) == 0).sum() < 8
+
+
+# Evaluation.
+
+
+@pytest.mark.parametrize('batch_size', [1, 6, 17, 18, 19, 100])
+def test_every_picture_is_evaluated_once_and_the_last_batch_is_filled_up(shards, batch_size):
+    batches = list(dataset.evaluation(shards, 'val', batch_size=batch_size, limit=10**9).as_numpy_iterator())
+    assert len(batches) == -(-18 // batch_size)
+    for images, labels, weights in batches:
+        assert (images.shape, images.dtype) == ((batch_size, 180, 180, 3), np.uint8)
+        assert (labels.shape, labels.dtype) == ((batch_size,), np.int64)
+        assert (weights.shape, weights.dtype) == ((batch_size,), np.float32)
+    images, labels, weights = (np.concatenate(column) for column in zip(*batches, strict=True))
+    assert weights.tolist() == [1] * 18 + [0] * (len(weights) - 18)
+    assert not images[18:].any()
+    known = places(shards, 'val')
+    assert [known[image.tobytes()][::2] for image in images[:18]] == [(n, labels[n]) for n in range(18)]
+
+
+@pytest.mark.parametrize(('limit', 'counted'), [(1, 1), (5, 5), (6, 6), (7, 7), (18, 18), (19, 18)])
+def test_a_limit_takes_the_first_pictures(shards, limit, counted):
+    evaluation = dataset.evaluation(shards, 'val', batch_size=6, limit=limit)
+    batches = list(evaluation.as_numpy_iterator())
+    assert len(batches) == evaluation.cardinality() == -(-counted // 6)
+    assert sum(weights.sum() for _, _, weights in batches) == counted
+    first = {place for _, (place, _, _) in zip(range(counted), places(shards, 'val').values(), strict=False)}
+    known = places(shards, 'val')
+    seen = [known[image.tobytes()][0] for images, _, weights in batches for image in images[weights > 0]]
+    assert sorted(seen) == sorted(first)
+
+
+def test_a_split_without_pictures_has_no_batches(tmp_path):
+    assert list(dataset.evaluation(write_shards(tmp_path, train=1), 'val', batch_size=2, limit=10)) == []
+
+
+# Views.
+
+
+def all_views(shards: Shards, *, batch_size: int = 16, tta: int = 3, seed: int = 0) -> list[np.ndarray]:
+    """The columns of the first shard's views, without what fills up the last batch."""
+    batches = list(dataset.views(shards.paths('val')[0], batch_size=batch_size, tta=tta, seed=seed).as_numpy_iterator())
+    assert {len(column) for batch in batches for column in batch} == {batch_size}
+    columns = [np.concatenate(column) for column in zip(*batches, strict=True)]
+    return [column[columns[2] != dataset.FILLER] for column in columns]
+
+
+@pytest.mark.parametrize('tta', [1, 3])
+def test_views_come_by_product_picture_and_view(shards, tta):
+    images, draws, product_ids, image_indices, views, labels = all_views(shards, tta=tta)
+    assert (images.dtype, draws.dtype) == (np.uint8, np.float32)
+    assert product_ids.dtype == image_indices.dtype == views.dtype == labels.dtype == np.int64
+    expected = [
+        (3 * n + 1, picture, view, n % 7)
+        for n in (42, 43, 44)
+        for picture in range(COUNTS[n % 7])
+        for view in range(tta)
+    ]
+    assert list(zip(product_ids, image_indices, views, labels, strict=True)) == expected
+    known = places(shards, 'val')
+    assert [known[image.tobytes()][0] for image in images] == np.repeat(range(len(images) // tta), tta).tolist()
+
+
+def test_view_0_is_plain_and_no_two_others_are_alike(shards):
+    _, draws, _, _, views, _ = all_views(shards, tta=5)
+    assert (draws[views == 0] == augment.PLAIN).all()
+    others = draws[views > 0]
+    assert others.min() >= 0 and others.max() < 1
+    assert max(Counter(map(tuple, others)).values()) == 1
+
+
+@pytest.mark.parametrize(('batch_size', 'rows'), [(1, 18), (17, 34), (18, 18), (19, 19), (1000, 1000)])
+def test_the_last_batch_of_views_is_filled_up(shards, batch_size, rows):
+    batches = list(dataset.views(shards.paths('val')[0], batch_size=batch_size, tta=3, seed=0).as_numpy_iterator())
+    product_ids = np.concatenate([batch[2] for batch in batches])
+    assert len(product_ids) == rows
+    assert (product_ids[:18] > 0).all() and (product_ids[18:] == dataset.FILLER).all()
+
+
+@pytest.mark.parametrize('batch_size', [1, 17, 18, 19, 1000])
+def test_views_are_the_same_for_any_batch_size(shards, batch_size):
+    assert same(all_views(shards, batch_size=batch_size), all_views(shards))
+
+
+def test_another_seed_gives_other_views(shards):
+    first, other = all_views(shards), all_views(shards, seed=1)
+    assert same(first[2:], other[2:]) and same(first[:1], other[:1])
+    assert (first[1] != other[1]).all(axis=1).tolist() == (first[4] > 0).tolist()
+
+
+# Opening.
+
+
+@pytest.mark.parametrize('made', [False, True], ids=['no folder', 'no manifest'])
+def test_a_folder_without_shards_names_the_command_to_run(tmp_path, made):
+    folder = tmp_path / 'shards'
+    if made:
+        write_shards(folder, train=1)
+        (folder / 'manifest.json').unlink()
+    rule = f'{folder}/manifest.json: no such file, so {folder} holds no finished shards'
+    remedy = 'make them: python -m pipeline.convert --runner=DirectRunner'
+    with pytest.raises(InputError, match=f'^{re.escape(f"{rule}; {remedy}")}$'):
+        dataset.open_shards(str(folder))
+
+
+def test_only_listed_files_are_read(tmp_path):
+    write_shards(tmp_path, train=2)
+    (tmp_path / 'train-00001-of-00002.tfrecord').write_bytes(b'of an earlier run')
+    shards = dataset.open_shards(str(tmp_path))
+    assert sorted(stream(shards, 4, seed=0)) == [0, 1, 2, 3]
+    assert shards.label_map.ids.tolist() == LABEL_MAP.ids.tolist()

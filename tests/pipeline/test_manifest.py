@@ -1,0 +1,125 @@
+"""A manifest comes back as it was written, or says in one line why it can't be used."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import manifest
+from pipeline.errors import InputError
+from pipeline.manifest import FileInfo, Manifest
+
+FILES = (
+    FileInfo('test-00000-of-00001.tfrecord', 'test', 1, 4, 10, '00000000'),
+    FileInfo('train-00000-of-00002.tfrecord', 'train', 2, 3, 20, 'cafe0001'),
+    FileInfo('train-00001-of-00002.tfrecord', 'train', 5, 7, 0, 'cafe0002'),
+)
+MANIFEST = Manifest('shards', {'seed': 7, 'source': {'train.bson': {'bytes': 3}}, 'names': ['é']}, FILES)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder that holds the manifest and all its files."""
+    for file in FILES:
+        (tmp_path / file.name).write_bytes(bytes(file.bytes))
+    manifest.write(MANIFEST, str(tmp_path))
+    return tmp_path
+
+
+def changed(file: FileInfo, name: str) -> FileInfo:
+    values: dict[str, Any] = {name: 'x'}
+    return dataclasses.replace(file, **values)
+
+
+def read(folder: Path, kind: str = 'shards') -> Manifest:
+    return manifest.read(str(folder), kind=kind, remedy='do this')
+
+
+def test_a_manifest_is_read_as_written(folder):
+    assert read(folder) == MANIFEST
+    assert read(folder).digest() == MANIFEST.digest()
+
+
+def test_the_same_manifest_gives_the_same_bytes_ending_in_a_newline(folder):
+    first = (folder / 'manifest.json').read_bytes()
+    manifest.write(read(folder), str(folder))
+    assert (folder / 'manifest.json').read_bytes() == first
+    assert first.endswith(b'}\n')
+
+
+def test_a_split_has_its_files_in_order_and_their_sums():
+    assert MANIFEST.of_split('train') == FILES[1:]
+    assert (MANIFEST.products('train'), MANIFEST.images('train')) == (7, 10)
+    assert (MANIFEST.products('test'), MANIFEST.images('test')) == (1, 4)
+    assert (MANIFEST.of_split('val'), MANIFEST.products('val'), MANIFEST.images('val')) == ((), 0, 0)
+
+
+def test_every_value_counts_in_the_digest():
+    others = [
+        dataclasses.replace(MANIFEST, kind='logits'),
+        dataclasses.replace(MANIFEST, about={**MANIFEST.about, 'seed': 8}),
+        dataclasses.replace(MANIFEST, files=FILES[:2]),
+        *(
+            dataclasses.replace(MANIFEST, files=(changed(FILES[0], field.name), *FILES[1:]))
+            for field in dataclasses.fields(FileInfo)
+        ),
+    ]
+    assert len({one.digest() for one in (MANIFEST, *others)}) == len(others) + 1
+
+
+def test_a_folder_without_a_manifest_is_not_finished(tmp_path):
+    rule = f'{tmp_path}/manifest.json: no such file, so {tmp_path} holds no finished shards; make them: do this'
+    with pytest.raises(InputError, match=f'^{re.escape(rule)}$'):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('text', 'reason'),
+    [
+        (b'', 'JSONDecodeError'),
+        (b'{"kind": "sha', 'JSONDecodeError'),
+        (b'\xff\xfe\xff', 'UnicodeDecodeError'),
+        (b'[]', 'TypeError'),
+        (b'{}', "KeyError('kind')"),
+        (b'{"kind": "shards"}', "KeyError('format_version')"),
+        (b'{"kind": "shards", "format_version": 1, "about": {}}', "KeyError('files')"),
+        (b'{"kind": "shards", "format_version": 1, "about": {}, "files": [{"name": "x"}]}', 'TypeError'),
+        (b'{"kind": "shards", "format_version": 1, "about": {}, "files": [{"colour": "x"}]}', 'TypeError'),
+    ],
+)
+def test_a_damaged_manifest_says_why_and_what_to_do(folder, text, reason):
+    (folder / 'manifest.json').write_bytes(text)
+    start = re.escape(f'{folder}/manifest.json: not a manifest ({reason}')
+    with pytest.raises(InputError, match=rf'^{start}.*\); make the shards again: do this\Z'):
+        read(folder)
+
+
+def test_a_dataset_of_another_kind_or_format_is_refused(folder):
+    path = re.escape(f'{folder}/manifest.json')
+    with pytest.raises(InputError, match=f'^{path}: holds shards of format 1, not logits of format 1$'):
+        read(folder, kind='logits')
+    values = json.loads((folder / 'manifest.json').read_text())
+    (folder / 'manifest.json').write_text(json.dumps({**values, 'format_version': 2}))
+    with pytest.raises(InputError, match=f'^{path}: holds shards of format 2, not shards of format 1$'):
+        read(folder)
+
+
+@pytest.mark.parametrize('content', [None, b'', bytes(19), bytes(21)], ids=['missing', 'empty', 'shorter', 'longer'])
+def test_a_listed_file_that_is_not_as_listed_is_named(folder, content):
+    path = folder / FILES[1].name
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    rule = f'{path}: missing or not 20 bytes long; make the shards again: do this'
+    with pytest.raises(InputError, match=f'^{re.escape(rule)}$'):
+        read(folder)
+
+
+def test_files_that_are_not_listed_are_of_no_concern(folder):
+    (folder / 'train-00002-of-00003.tfrecord').write_bytes(b'of an earlier run')
+    assert read(folder) == MANIFEST

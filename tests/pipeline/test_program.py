@@ -1,0 +1,128 @@
+"""What every program has: its flags anew at each call, help, one-line errors with an exit code."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from absl import flags
+
+from pipeline import program
+from pipeline.errors import CatalogueError, InputError
+
+
+@pytest.fixture
+def values() -> flags.FlagValues:
+    """The flags of a program: --name and --count."""
+    made = program.flag_values()
+    flags.DEFINE_string('name', 'world', 'Whom to greet.', flag_values=made)
+    flags.DEFINE_integer('count', None, 'How often.', lower_bound=1, flag_values=made)
+    return made
+
+
+def parse(values: flags.FlagValues, *words: str, pass_through: bool = False) -> list[str]:
+    return program.parse(values, ['greet', *words], doc='Greets.', pass_through=pass_through)
+
+
+def test_the_synopsis_runs_as_it_stands(tmp_path):
+    assert program.__doc__
+    synopsis = re.search(r'Synopsis:\n\n((?:    .*\n|\n)+)', program.__doc__)
+    assert synopsis
+    lines = [line.removeprefix('    ') for line in synopsis[1].splitlines()]
+    (tmp_path / 'greet.py').write_text('\n'.join(['from absl import flags', 'from pipeline import program', *lines]))
+    for words, said in (([], 'Hello world\n'), (['--name=you'], 'Hello you\n'), (['--name', 'you'], 'Hello you\n')):
+        done = subprocess.run([sys.executable, str(tmp_path / 'greet.py'), *words], capture_output=True, text=True,
+                              env={'PYTHONPATH': str(Path(program.__file__).parents[1])})  # fmt: skip
+        assert (done.returncode, done.stdout, done.stderr) == (0, said, '')
+
+
+def test_each_call_begins_with_the_defaults(values):
+    assert parse(values, '--name=you', '--count=3') == []
+    assert (values['name'].value, values['count'].value) == ('you', 3)
+    assert parse(values) == []
+    assert (values['name'].value, values['count'].value) == ('world', None)
+
+
+def test_flags_may_stand_in_a_file_and_later_ones_win(values, tmp_path):
+    (tmp_path / 'some.flags').write_text('# comment\n--name=file\n\n--count=2\n')
+    flagfile = f'--flagfile={tmp_path}/some.flags'
+    parse(values, flagfile, '--name=line')
+    assert (values['name'].value, values['count'].value) == ('line', 2)
+    parse(values, '--name=line', flagfile)
+    assert (values['name'].value, values['count'].value) == ('file', 2)
+
+
+def test_what_a_program_does_not_know_is_handed_back_in_order(values):
+    rest = parse(values, '--runner=DirectRunner', '--name=you', 'word', '--other', '3', pass_through=True)
+    assert rest == ['--runner=DirectRunner', 'word', '--other', '3']
+    assert values['name'].value == 'you'
+
+
+@pytest.mark.parametrize(
+    ('words', 'error'),
+    [
+        (['--nme=you'], "Unknown command line flag 'nme'"),
+        (['you'], "unexpected argument 'you': every option is written --name=value"),
+        (['--name=a', 'b', 'c'], "unexpected argument 'b': every option is written --name=value"),
+        (['--name'], 'Missing value for flag --name'),
+        (['--count=0'], 'flag --count=0: 0 is not a positive integer'),
+        (['--count=x'], "flag --count=x: invalid literal for int() with base 10: 'x'"),
+    ],
+)
+def test_bad_usage_is_refused(values, words, error):
+    with pytest.raises(flags.Error, match=f'^{re.escape(error)}$'):
+        parse(values, *words)
+
+
+def test_help_names_every_flag_with_its_default_and_ends_the_program(values, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse(values, '--help', '--name=you')
+    assert end.value.code == 0
+    assert capsys.readouterr().out.splitlines() == [
+        'Greets.', '', 'Flags:',
+        '  --name', "      Whom to greet. (default: 'world')",
+        '  --count', '      How often.',
+        '  --flagfile', '      Read flags from this file, one --name=value a line; later flags win.',
+    ]  # fmt: skip
+
+
+def raise_(error: BaseException) -> NoReturn:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ('error', 'code', 'said'),
+    [
+        (None, 0, ''),
+        (InputError('data/x: no such file'), 1, 'error: data/x: no such file\n'),
+        (CatalogueError('data/x: byte 7: cut off'), 1, 'error: data/x: byte 7: cut off\n'),
+        (PermissionError(13, 'Permission denied', 'data'), 1, "error: [Errno 13] Permission denied: 'data'\n"),
+        (flags.Error('no flag --x'), 2, 'error: no flag --x\ngreet --help lists the flags\n'),
+        (KeyboardInterrupt(), 130, 'error: interrupted\n'),
+    ],
+    ids=['done', 'bad input', 'bad catalogue', 'file system', 'bad usage', 'interrupted'],
+)
+def test_the_exit_code_tells_what_happened(monkeypatch, capsys, error, code, said):
+    monkeypatch.setattr(sys, 'argv', ['greet', '--name=you'])
+    seen = []
+    with pytest.raises(SystemExit) as end:
+        program.run(lambda argv: raise_(error) if error else seen.append(argv))
+    assert (end.value.code, capsys.readouterr().err) == (code, said)
+    assert seen == ([] if error else [['greet', '--name=you']])
+
+
+def test_an_error_of_the_program_itself_is_not_hidden():
+    with pytest.raises(ZeroDivisionError):
+        program.run(lambda _: raise_(ZeroDivisionError()))
+
+
+def test_progress_is_told_on_stderr_alone(capsys):
+    assert list(program.progress(iter('abc'), total=3, label='letters', unit='letter')) == ['a', 'b', 'c']
+    said = capsys.readouterr()
+    assert said.out == ''
+    assert 'letters: 100%' in said.err
+    assert '3.00/3.00' in said.err
