@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,3 +77,28 @@ def test_any_other_error_of_a_step_is_not_hidden(argv):
     with pytest.raises(Exception, match='of the step') as error:
         run_step(argv, step)
     assert not isinstance(error.value, InputError)
+
+
+LATE_WORKER = """
+import sys
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.transforms.environments import SubprocessSDKEnvironment
+from pipeline import beam_job
+
+def fail(number):
+    raise beam_job.InputError('of the step')
+
+command = f'mkdir first 2>/dev/null || sleep 2; exec {sys.executable} -m pipeline.beam_worker'
+runner = FnApiRunner(SubprocessSDKEnvironment.from_command_string(command))
+engine = beam_job.Engine(runner, PipelineOptions(['--direct_num_workers=2']))
+engine.run(lambda pipeline: pipeline | beam.Create([1]) | beam.Map(fail))
+"""
+
+
+def test_a_failed_job_ends_though_a_process_of_it_starts_late(tmp_path: Path):
+    """With Beam's own handler of workers it waits for ever, most times."""
+    done = subprocess.run([sys.executable, '-c', LATE_WORKER], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.endswith('pipeline.errors.InputError: of the step\n')

@@ -204,11 +204,11 @@ def test_a_block_as_large_as_a_pass_leaves_nothing_of_the_order(one_shard):
 
 
 def test_smaller_blocks_rely_on_the_order_of_the_shards(many_shards):
-    passes = stream(many_shards, 5 * 600, seed=0, batch_size=100, shuffle_images=100).reshape(5, 600)
+    passes = stream(many_shards, 3 * 600, seed=0, batch_size=100, shuffle_images=100).reshape(3, 600)
     # Here only whole shards change places: 60 of them, so that the standard deviation is 1 / sqrt(60 - 1) = 0.13.
     assert all(abs(correlation(one)) < 3 * 0.13 for one in passes)
-    # And that of the mean of five passes is smaller by a factor of sqrt(5).
-    assert abs(np.mean([correlation(one) for one in passes])) < 3 * 0.13 / np.sqrt(5)
+    # And that of the mean of three passes is smaller by a factor of sqrt(3).
+    assert abs(np.mean([correlation(one) for one in passes])) < 3 * 0.13 / np.sqrt(3)
 
 
 def test_the_pictures_of_a_product_are_parted(one_shard):
@@ -288,7 +288,7 @@ def test_view_0_is_plain_and_no_two_others_are_alike(shards):
     assert max(Counter(map(tuple, others)).values()) == 1
 
 
-@pytest.mark.parametrize(('batch_size', 'rows'), [(1, 18), (17, 34), (18, 18), (19, 19), (1000, 1000)])
+@pytest.mark.parametrize(('batch_size', 'rows'), [(17, 34), (18, 18), (19, 19)])
 def test_the_last_batch_of_views_is_filled_up(shards, batch_size, rows):
     batches = list(dataset.views(shards.paths('val')[0], batch_size=batch_size, tta=3, seed=0).as_numpy_iterator())
     product_ids = np.concatenate([batch[2] for batch in batches])
@@ -296,7 +296,7 @@ def test_the_last_batch_of_views_is_filled_up(shards, batch_size, rows):
     assert (product_ids[:18] > 0).all() and (product_ids[18:] == dataset.FILLER).all()
 
 
-@pytest.mark.parametrize('batch_size', [1, 17, 18, 19, 1000])
+@pytest.mark.parametrize('batch_size', [1, 17, 1000])
 def test_views_are_the_same_for_any_batch_size(shards, batch_size):
     assert same(all_views(shards, batch_size=batch_size), all_views(shards))
 
