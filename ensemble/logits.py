@@ -12,7 +12,8 @@ Synopsis:
     label_map = Categories(np.array([1000, 1010]), (('A', 'B', 'C'), ('A', 'B', 'D')))
 
     files = [logits.write_shard('store', 'val-00000-of-00001.tfrecord', rows, split='val')]
-    logits.finish('store', files, split='val', tta=1, weights_digest='ab', dataset_digest='cd', categories=label_map)
+    digests = {'weights_digest': 'ab', 'dataset_digest': 'cd'}
+    logits.finish('store', files, split='val', tta=1, seed=0, categories=label_map, **digests)
     for file in logits.read_manifest('store').files:
         for block in logits.read_shard('store', file):
             print(block.product_id, block.logits.shape)
@@ -133,6 +134,7 @@ def finish(
     tta: int,
     weights_digest: str,
     dataset_digest: str,
+    seed: int,
     categories: Categories,
 ) -> Manifest:
     """Writes categories.csv, then manifest.json: the last step of making a store.
@@ -144,6 +146,7 @@ def finish(
         tta: views of each picture: 1 for the picture as it is.
         weights_digest: identity of the model's weights.
         dataset_digest: Manifest.digest() of the shards that were predicted.
+        seed: of the views beside the plain picture.
         categories: the label map; class c of the logits is label c.
     """
     about = {
@@ -152,6 +155,7 @@ def finish(
         'weights_digest': weights_digest,
         'label_map_digest': categories.digest(),
         'dataset_digest': dataset_digest,
+        'seed': seed,
         'categories': len(categories),
     }
     manifest = Manifest(KIND, about, tuple(sorted(files, key=lambda file: file.name)))

@@ -148,8 +148,25 @@ class AverageBatchNormalization(keras.callbacks.Callback):
         with self.strategy.scope():
             for variable in self.model.non_trainable_variables:
                 if variable.path.endswith(('/moving_mean', '/moving_variance')):
-                    value = variable.value
-                    value.assign(self.strategy.reduce(tf.distribute.ReduceOp.MEAN, value, axis=None))
+                    # strategy.reduce takes a mirrored variable for equal on all replicas, and gives the first's.
+                    parts = self.strategy.experimental_local_results(variable.value)
+                    variable.value.assign(tf.add_n(parts) / len(parts))
+
+
+def part_dropout(model: keras.Model, strategy: tf.distribute.Strategy) -> None:
+    """Has every replica draw dropout masks of its own; Keras starts all of them from the same seed.
+
+    The first replica's state stays as it is, so doing it twice changes nothing.
+    """
+    for variable in seed_states(model):
+        parts = strategy.experimental_local_results(variable.value)
+        for replica, part in enumerate(parts):
+            part.assign(parts[0] + tf.constant([replica, 0], parts[0].dtype))
+
+
+def seed_states(model: keras.Model) -> list[Any]:
+    """What dropout draws its next mask from: variables [2] that Keras leaves out of a weights file."""
+    return [variable for variable in model.variables if variable.path.endswith('/seed_generator_state')]
 
 
 def _losses(labels: Any, logits: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 
+from model.accumulate import seed_states
 from pipeline import storage
 
 NAME = 'checkpoint.json'
@@ -40,7 +41,7 @@ def save(model: keras.Model, state: State, folder: str) -> None:
     with storage.atomic_path(storage.join(folder, weights_name)) as path:
         model.save_weights(path)
     with storage.atomic_writer(storage.join(folder, NAME)) as file:
-        seeds = [variable.numpy().tolist() for variable in _seed_states(model)]
+        seeds = [variable.numpy().tolist() for variable in seed_states(model)]
         file.write(json.dumps({'weights': weights_name, 'seeds': seeds, **dataclasses.asdict(state)}).encode())
     for name in storage.list_names(folder):
         if name not in (NAME, weights_name):
@@ -68,13 +69,8 @@ def restore(model: keras.Model, folder: str) -> None:
     after = [variable.shape for variable in model.optimizer.variables]
     if before != after or not int(model.optimizer.iterations.numpy()):
         raise RuntimeError(f"{path}: the optimizer's state was not restored")
-    for variable, value in zip(_seed_states(model), found['seeds'], strict=True):
+    for variable, value in zip(seed_states(model), found['seeds'], strict=True):
         variable.assign(value)
-
-
-def _seed_states(model: keras.Model) -> list[Any]:
-    """What dropout draws its next mask from; Keras leaves it out of a weights file."""
-    return [variable for variable in model.variables if variable.path.endswith('/seed_generator_state')]
 
 
 def _read(folder: str) -> dict[str, Any] | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -53,19 +54,25 @@ def predict_split(
             f'{run_dir}: its model has {classes} categories, the shards in {shards.folder} have {len(shards.label_map)}'
         )
     folder = folder_of(run_dir, split, tta=tta)
-    identity = {'weights_digest': weights_digest(model.classifier), 'dataset_digest': shards.manifest.digest()}
+    identity: dict[str, Any] = {
+        'weights_digest': weights_digest(model.classifier),
+        'dataset_digest': shards.manifest.digest(),
+        'seed': seed if tta > 1 else 0,  # of no consequence to plain pictures
+    }
     if _is_finished(folder, identity):
         print(f'logits of {split} are in {folder} already')
         return folder
     storage.make_folder(folder)
     files = []
-    with program.progress(
-        None, total=shards.manifest.images(split) * tta, label=f'predict {split}', unit='image'
-    ) as bar:
+
+    @tf.function  # one for all shards: each would trace the network anew
+    def step(images: Any, draws: Any) -> Any:
+        return tf.cast(model.logits(images, draws, augmentation=VIEWS if tta > 1 else None), tf.float16)
+
+    with program.progress(total=shards.manifest.images(split) * tta, label=f'predict {split}', unit=' images') as bar:
         for file, path in zip(shards.manifest.of_split(split), shards.paths(split), strict=True):
             views = dataset.views(path, batch_size=batch_size, tta=tta, seed=seed)
-            rows = _rows(model, views, bar, augmentation=VIEWS if tta > 1 else None)
-            files.append(logits.write_shard(folder, file.name, rows, split=split))
+            files.append(logits.write_shard(folder, file.name, _rows(step, views, bar), split=split))
     logits.finish(folder, files, split=split, tta=tta, categories=shards.label_map, **identity)
     return folder
 
@@ -78,27 +85,25 @@ def weights_digest(classifier: keras.Model) -> str:
     return digest.hexdigest()
 
 
-def _is_finished(folder: str, identity: dict[str, str]) -> bool:
-    """Whether a store of these weights and this dataset is there; one of others is unmade before it is replaced."""
+def _is_finished(folder: str, identity: dict[str, Any]) -> bool:
+    """Whether a sound store of this identity is there; another, or a damaged one, is unmade before it is replaced."""
     path = storage.join(folder, manifest.NAME)
     if not storage.exists(path):
         return False
-    about = logits.read_manifest(folder).about
-    if all(about[name] == value for name, value in identity.items()):
-        return True
+    try:
+        made = logits.read_manifest(folder)
+        if all(made.about.get(name) == value for name, value in identity.items()):
+            for file in made.files:
+                collections.deque(logits.read_shard(folder, file), maxlen=0)  # checks every checksum, at 3 GB/s
+            return True
+    except InputError as error:
+        print(f'{error}: done now')
     storage.remove(path)
     return False
 
 
-def _rows(
-    model: AccumulatingModel, views: tf.data.Dataset, bar: Any, *, augmentation: Augmentation | None
-) -> Iterator[logits.Rows]:
+def _rows(step: Callable[..., Any], views: tf.data.Dataset, bar: Any) -> Iterator[logits.Rows]:
     strategy = tf.distribute.get_strategy()
-
-    @tf.function
-    def step(images: Any, draws: Any) -> Any:
-        return tf.cast(model.logits(images, draws, augmentation=augmentation), tf.float16)
-
     for images, draws, *columns in strategy.experimental_distribute_dataset(views):
         values = _joined(strategy.run(step, args=(images, draws)))
         product_id, image_index, view, label = (_joined(column) for column in columns)

@@ -20,7 +20,9 @@ RUN_DIR = flags.DEFINE_string('run_dir', 'runs/latest', "The run's folder.", fla
 SHARDS_DIR = flags.DEFINE_string('shards_dir', 'data/shards', 'Folder of the shards.', flag_values=FLAGS)
 SPLIT = flags.DEFINE_enum('split', 'test', split.SPLITS, 'Which pictures.', flag_values=FLAGS)
 TTA = flags.DEFINE_integer('tta', 1, 'Views of each picture (paper: 5).', lower_bound=1, flag_values=FLAGS)
-BATCH = flags.DEFINE_integer('batch', 64, 'Views that a device takes at a time.', lower_bound=1, flag_values=FLAGS)
+MICRO_BATCH = flags.DEFINE_integer(
+    'micro_batch', 64, 'Views that a device takes at a time.', lower_bound=1, flag_values=FLAGS
+)
 SEED = flags.DEFINE_integer('seed', 0, 'Of the views.', flag_values=FLAGS)
 STRATEGY = flags.DEFINE_enum(
     'strategy', 'auto', devices.STRATEGIES, 'One device, or mirrored on all GPUs.', flag_values=FLAGS
@@ -33,7 +35,7 @@ def main(argv: list[str]) -> None:
     shards = dataset.open_shards(SHARDS_DIR.value)
     strategy = devices.strategy(STRATEGY.value)
     with strategy.scope():
-        model = AccumulatingModel(runs.load_model(RUN_DIR.value), micro_batch=BATCH.value)
+        model = AccumulatingModel(runs.load_model(RUN_DIR.value), micro_batch=MICRO_BATCH.value)
         folder = inference.predict_split(
             model,
             shards,
@@ -41,9 +43,9 @@ def main(argv: list[str]) -> None:
             run_dir=RUN_DIR.value,
             tta=TTA.value,
             seed=SEED.value,
-            batch_size=BATCH.value * strategy.num_replicas_in_sync,
+            batch_size=MICRO_BATCH.value * strategy.num_replicas_in_sync,
         )
-    print(f'wrote {folder}')
+    print(f'the logits are in {folder}')
     print(f'next: python -m ensemble.combine --rule product --logits={folder}')
 
 

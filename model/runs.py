@@ -1,7 +1,7 @@
 """A run's folder: what it was made with, its finished model, and which run is the latest.
 
 runs/NAME/run.json        settings and the dataset's digest
-          checkpoints/    of an unfinished run
+          checkpoints/    the last one
           history.csv     an artificial epoch a row
           tensorboard/
           model.keras     the finished classifier
@@ -23,6 +23,19 @@ from pipeline.errors import InputError
 
 MODEL_NAME = 'model.keras'
 SETTINGS_NAME = 'run.json'
+LATEST = 'latest'
+
+
+def check_folder(run_dir: str) -> None:
+    """Refuses a folder that a run can't lie in, before anything is trained.
+
+    Raises:
+        InputError: it is remote, or it is a new run named latest.
+    """
+    if storage.is_remote(run_dir):
+        raise InputError(f'--run_dir={run_dir}: a run must lie on a local disk; copy it when it is finished')
+    if os.path.basename(os.path.normpath(run_dir)) == LATEST and not os.path.islink(run_dir.rstrip('/')):
+        raise InputError(f'--run_dir={run_dir}: {LATEST} is the link to the last finished run; take another name')
 
 
 def check_settings(run_dir: str, settings: dict[str, Any]) -> None:
@@ -59,7 +72,10 @@ def read_settings(run_dir: str) -> dict[str, Any]:
     if not storage.exists(path):
         raise InputError(f'{path}: no such file, so {run_dir} is no run; train one: python -m model.train --help')
     with storage.open_read(path) as file:
-        return json.loads(file.read())
+        try:
+            return json.loads(file.read())
+        except ValueError as error:
+            raise InputError(f'{path}: damaged ({error}); remove {run_dir} and train again') from None
 
 
 def is_finished(run_dir: str) -> bool:
@@ -82,12 +98,17 @@ def load_model(run_dir: str) -> keras.Model:
     read_settings(run_dir)
     if not is_finished(run_dir):
         raise InputError(f'{run_dir}: its training is not finished; the same model.train command goes on with it')
-    return keras.models.load_model(storage.join(run_dir, MODEL_NAME), compile=False)
+    path = storage.join(run_dir, MODEL_NAME)
+    try:
+        return keras.models.load_model(path, compile=False)
+    except (ValueError, OSError, KeyError) as error:
+        reason = ' '.join(str(error).split())[:200]
+        raise InputError(f'{path}: damaged ({reason}); remove it, and train again with the same command') from None
 
 
 def point_latest(run_dir: str) -> None:
     """Makes runs/latest, beside the run, point to it."""
-    parent, name = os.path.split(os.path.abspath(run_dir))
+    parent, name = os.path.split(os.path.realpath(run_dir))
     temporary = os.path.join(parent, f'.tmp-{uuid.uuid4().hex}')
     os.symlink(name, temporary)
-    os.replace(temporary, os.path.join(parent, 'latest'))
+    os.replace(temporary, os.path.join(parent, LATEST))

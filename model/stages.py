@@ -56,10 +56,6 @@ class Schedule:
         decays = sum(step >= self._step(point) for point in self.decay_at)
         return self.learning_rate * self.decay_factor**decays
 
-    def stage_at(self, step: int) -> int:
-        """The number of the stage that an update belongs to."""
-        return sum(step >= self._step(stage.start) for stage in self.stages) - 1
-
     def segments(self) -> list[Segment]:
         """The run cut into calls of fit: artificial epochs of equal length; a stage's last one may be shorter."""
         segments: list[Segment] = []

@@ -21,12 +21,13 @@ from absl import flags
 
 from model import backbone as backbones
 from model import callbacks, checkpoint, classifier, devices, inference, runs, stages
-from model.accumulate import AccumulatingModel, AverageBatchNormalization
+from model.accumulate import AccumulatingModel, AverageBatchNormalization, part_dropout
 from model.backbone import Backbone
 from model.stages import Schedule, Segment
 from pipeline import dataset, split, storage
 from pipeline.augment import Augmentation
 from pipeline.dataset import Shards
+from pipeline.errors import InputError
 
 FLAGS = program.flag_values()
 # Data and run
@@ -97,7 +98,7 @@ STRATEGY = flags.DEFINE_enum(
     flag_values=FLAGS,
 )  # fmt: skip
 
-# Where a run lies, what is predicted after it and on which devices it goes on do not change what it is.
+# Where the run and its shards lie, and what is predicted after it, do not change what it is.
 NOT_SETTINGS = ('help', 'run_dir', 'shards_dir', 'predict')
 
 
@@ -107,13 +108,14 @@ def main(argv: list[str]) -> None:
     started = time.monotonic()
     shards = dataset.open_shards(SHARDS_DIR.value)
     _check_flags(shards)
+    runs.check_folder(RUN_DIR.value)
     devices.set_precision(PRECISION.value)
     strategy = devices.strategy(STRATEGY.value)
     with strategy.scope():
         random.seed(SEED.value)  # Keras draws the seeds of first weights and dropout from here
         backbone = backbones.build(BACKBONE.value, image_size=IMAGE_SIZE.value, width=WIDTH.value)
         schedule = _schedule(shards, backbone, replicas=strategy.num_replicas_in_sync)
-        runs.check_settings(RUN_DIR.value, _settings(shards))
+        runs.check_settings(RUN_DIR.value, _settings(shards, strategy))
         if runs.is_finished(RUN_DIR.value):
             print(f'{RUN_DIR.value}: training is finished already; give another --run_dir to train again')
             model = _wrap(runs.load_model(RUN_DIR.value))
@@ -133,15 +135,16 @@ def main(argv: list[str]) -> None:
 def _check_flags(shards: Shards) -> None:
     for name in PREDICT.value:
         if name not in split.SPLITS:
-            raise flags.Error(f'--predict={name}: the splits are {", ".join(split.SPLITS)}')
+            raise InputError(f'--predict={name}: the splits are {", ".join(split.SPLITS)}')
     if not shards.manifest.images('train'):
-        raise flags.Error(f'{SHARDS_DIR.value}: holds no training pictures')
+        raise InputError(f'{SHARDS_DIR.value}: holds no training pictures')
 
 
-def _settings(shards: Shards) -> dict[str, object]:
+def _settings(shards: Shards, strategy: tf.distribute.Strategy) -> dict[str, object]:
     """What makes the run what it is: it goes on only under the same."""
     settings = {name: FLAGS[name].value for name in FLAGS if name not in NOT_SETTINGS}
-    return {**settings, 'dataset_digest': shards.manifest.digest()}
+    replicas = strategy.num_replicas_in_sync  # the effective batch hangs on it
+    return {**settings, 'replicas': replicas, 'dataset_digest': shards.manifest.digest()}
 
 
 def _schedule(shards: Shards, backbone: Backbone, *, replicas: int) -> Schedule:
@@ -175,12 +178,13 @@ def _train(
     state = checkpoint.read_state(folder)
     if state is None:
         print(classifier.load_weights(model.classifier, backbone, WEIGHTS.value))
-        runs.write_settings(RUN_DIR.value, _settings(shards))
+        runs.write_settings(RUN_DIR.value, _settings(shards, strategy))
         state = checkpoint.State(step=0, stage=-1, epoch=0)
     else:
         _begin_stage(model, backbone, schedule, state.stage)
         checkpoint.restore(model, folder)
         print(f'going on from update {state.step:,} of {schedule.total_steps:,}')
+    part_dropout(model, strategy)
     _print_plan(shards, schedule, model, replicas=strategy.num_replicas_in_sync)
     segments = schedule.segments()
     batch_size = _effective_batch(strategy.num_replicas_in_sync)

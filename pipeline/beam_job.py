@@ -50,7 +50,7 @@ class Engine:
             build: adds the steps to the pipeline.
 
         Raises:
-            InputError: a step raised one, in whichever process; the message is the step's own.
+            InputError: a step raised one or an OSError, in whichever process; the message is the step's own.
         """
         try:
             with beam.Pipeline(runner=self.runner, options=self.options) as pipeline:
@@ -137,7 +137,10 @@ def _quiet_logs() -> None:
 
 
 def _input_error(error: Exception) -> InputError | None:
-    """The InputError that a step raised. Workers hand it over as text: a traceback, then name and message."""
+    """The InputError or OSError (such as a full disk) that a step raised, as an InputError.
+
+    Workers hand it over as text: a traceback, then name and message.
+    """
     text = f'{type(error).__module__}.{type(error).__qualname__}: {error}'.replace('\\n', '\n')
-    found = re.findall(r'^pipeline\.errors\.\w+: (.+)$', text, re.MULTILINE)
+    found = re.findall(r'^(?:pipeline\.errors\.\w+: |\w+Error: (?=\[Errno ))(.+)$', text, re.MULTILINE)
     return InputError(re.sub(r" \[while running '.*$", '', found[-1])) if found else None

@@ -113,10 +113,12 @@ def _images(entries: object) -> tuple[bytes, ...]:
 
 
 def _picture_problem(image: bytes) -> str:
-    """What keeps the bytes from being a usable picture, '' if nothing; reads the header only."""
+    """What keeps the bytes from being a usable picture, '' if nothing; reads the header and looks for the end."""
     size = jpeg_size(image)
     if size is None:
         return f'is no JPEG (starts with {image[:4].hex(" ") or "nothing"})'
+    if image.rfind(b'\xff\xd9') < 0:  # the end marker; inside a JPEG's data, FF is followed by 00
+        return 'is cut off: it has no end'
     if size != (PICTURE_SIZE, PICTURE_SIZE):
         return f'is {size[0]}x{size[1]} pixels, must be {PICTURE_SIZE}x{PICTURE_SIZE}'
     return ''

@@ -250,7 +250,7 @@ def by_shard(
     """Divides one split's places among its shards: ((split, shard, number of shards), PLACE [n])."""
     name, places = planned
     shards = split.shard_count(totals[name][-1], shard_bytes=job.shard_bytes)
-    indices = split.shard_index(split.hashes(places['product_id'], seed=job.seed), shards)
+    indices = split.shard_index(split.order_hashes(places['product_id'], seed=job.seed), shards)
     for index in np.unique(indices):
         yield (name, int(index), shards), places[indices == index]
 
@@ -261,7 +261,7 @@ def write_shard(shard: tuple[tuple[str, int, int], Iterable[np.ndarray]], job: J
     name, places = split.shard_name(*key), np.concatenate(list(blocks))
     places.sort(order=['source', 'offset'])
     framed = list(_framed_products(places, key[0], job))
-    order = np.lexsort((places['product_id'], split.hashes(places['product_id'], seed=job.seed)))
+    order = np.lexsort((places['product_id'], split.order_hashes(places['product_id'], seed=job.seed)))
     length, checksum = 0, google_crc32c.Checksum()
     with storage.atomic_writer(storage.join(job.output_dir, name)) as file:
         for index in order:

@@ -135,7 +135,8 @@ def views(path: str, *, batch_size: int, tta: int, seed: int) -> tf.data.Dataset
 
     def row(picture: dict[str, Any]) -> Any:
         place = picture['product_id'], picture['image_index'], picture['view']
-        key = tf.random.experimental.stateless_fold_in([seed, place[0]], place[1] * tta + place[2])
+        key = tf.random.experimental.stateless_fold_in([seed, place[0]], place[1])
+        key = tf.random.experimental.stateless_fold_in(key, place[2])
         draws = tf.random.stateless_uniform([augment.DRAWS], seed=key)
         draws = tf.where(picture['view'] == 0, augment.PLAIN, draws)
         return _decode(picture['image']), draws, *place, picture['label']

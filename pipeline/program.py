@@ -40,7 +40,7 @@ logging.getLogger().addFilter(lambda record: 'apitools not found' not in str(rec
 def flag_values() -> flags.FlagValues:
     """The flags of one program, with --help."""
     values = flags.FlagValues()
-    flags.DEFINE_bool('help', False, 'Show this text.', flag_values=values)
+    flags.DEFINE_bool('help', False, 'Show this text.', short_name='h', flag_values=values)
     return values
 
 
@@ -75,7 +75,7 @@ def _help_text(values: flags.FlagValues, doc: str) -> str:
     lines = [doc.strip(), '', 'Flags:']
     for name in values:
         flag = values[name]
-        if flag.name == 'help':
+        if flag.name == 'help':  # under this name and its short one
             continue
         default = '' if flag.default is None else f' (default: {flag.default_as_str})'
         lines.append(f'  --{name}')
@@ -89,7 +89,7 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
     try:
         main(sys.argv)
     except flags.Error as error:
-        _exit(2, f'{error}\n{sys.argv[0]} --help lists the flags')
+        _exit(2, f'{error}; --help lists the flags')
     except (InputError, OSError) as error:
         _exit(1, str(error))
     except KeyboardInterrupt:

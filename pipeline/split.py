@@ -25,6 +25,11 @@ def hashes(product_ids: np.ndarray, *, seed: int) -> np.ndarray:
     return _mix(_mix(np.array([seed % 2**64], np.uint64)) ^ product_ids.astype(np.uint64))
 
 
+def order_hashes(product_ids: np.ndarray, *, seed: int) -> np.ndarray:
+    """As hashes(), and independent of it: what is held out has low hashes, and shards must cut it evenly too."""
+    return _mix(hashes(product_ids, seed=seed))
+
+
 def _mix(values: np.ndarray) -> np.ndarray:
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

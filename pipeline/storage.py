@@ -107,9 +107,11 @@ def atomic_path(path: str) -> Iterator[str]:
         _sync(temporary)
         os.replace(temporary, path)
         _sync(folder)
-    except BaseException:
+    except BaseException as error:
         if exists(temporary):
             remove(temporary)
+        if isinstance(error, OSError) and error.errno and not error.filename:  # a full disk is told without the file
+            raise OSError(error.errno, error.strerror, path) from None
         raise
 
 

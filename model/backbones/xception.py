@@ -20,7 +20,7 @@ def build(*, image_size: int, width: float) -> Backbone:
     """Xception as published, 20.9 million parameters at width 1.
 
     Args:
-        image_size: pixels a side, at least 71 (below, its last blocks would have nothing left to look at).
+        image_size: pixels a side.
         width: times the published numbers of filters.
     """
     return build_xception(

@@ -40,7 +40,9 @@ def run_dir(tmp_path: Path, make_rows: Callable[..., Rows], label_map: Categorie
             known = [(product, label if split == 'val' else -1, rows) for product, label, rows in products]
             name = f'{split}-{number:05}-of-00003.tfrecord'
             files.append(logits.write_shard(folder, name, [make_rows(known)] if known else [], split=split))
-        logits.finish(folder, files, split=split, tta=1, weights_digest='w', dataset_digest='d', categories=label_map)
+        logits.finish(
+            folder, files, split=split, tta=1, weights_digest='w', dataset_digest='d', seed=0, categories=label_map
+        )
     (tmp_path / 'solution.csv').write_text(SOLUTION)
     return tmp_path / 'runs' / 'demo'
 
@@ -212,7 +214,9 @@ def test_a_store_without_products_is_refused(tmp_path: Path, label_map: Categori
     folder = str(tmp_path / 'logits' / 'test')
     infos = [logits.write_shard(folder, f'test-{n:05}-of-00001.tfrecord', [], split='test') for n in range(files)]
     os.makedirs(folder, exist_ok=True)
-    logits.finish(folder, infos, split='test', tta=1, weights_digest='w', dataset_digest='d', categories=label_map)
+    logits.finish(
+        folder, infos, split='test', tta=1, weights_digest='w', dataset_digest='d', seed=0, categories=label_map
+    )
     with pytest.raises(InputError, match='logits/test: holds no product; make the logits again'):
         run(tmp_path)
     assert names_in(tmp_path) == ['logits']
@@ -224,7 +228,9 @@ def test_a_product_in_two_shards_is_refused(
     folder = str(tmp_path / 'logits' / 'test')
     rows = make_rows([(5, -1, [(1, 2, 3)])])
     infos = [logits.write_shard(folder, f'test-{n:05}-of-00002.tfrecord', rows, split='test') for n in range(2)]
-    logits.finish(folder, infos, split='test', tta=1, weights_digest='w', dataset_digest='d', categories=label_map)
+    logits.finish(
+        folder, infos, split='test', tta=1, weights_digest='w', dataset_digest='d', seed=0, categories=label_map
+    )
     with pytest.raises(InputError, match='product 5 is predicted more than once'):
         run(tmp_path)
     assert names_in(tmp_path) == ['logits']

@@ -209,7 +209,7 @@ def test_a_finished_store_tells_what_it_holds(tmp_path: Path, label_map: Categor
         logits.write_shard(folder, name, rows_of([1], first_id=place), split='val') for place, name in enumerate(names)
     ]
     written = logits.finish(
-        folder, files, split='val', tta=5, weights_digest='w', dataset_digest='d', categories=label_map
+        folder, files, split='val', tta=5, weights_digest='w', dataset_digest='d', seed=0, categories=label_map
     )
     manifest = logits.read_manifest(folder)
     assert manifest == written
@@ -219,6 +219,7 @@ def test_a_finished_store_tells_what_it_holds(tmp_path: Path, label_map: Categor
         'weights_digest': 'w',
         'label_map_digest': label_map.digest(),
         'dataset_digest': 'd',
+        'seed': 0,
         'categories': 3,
     }
     assert [file.name for file in manifest.files] == sorted(names)

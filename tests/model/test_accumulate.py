@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 from model import devices
-from model.accumulate import AccumulatingModel, AverageBatchNormalization
+from model.accumulate import AccumulatingModel, AverageBatchNormalization, part_dropout, seed_states
 from pipeline import augment
 
 SIDE = 4
@@ -144,16 +144,45 @@ def test_evaluation_leaves_out_pictures_of_weight_0():
 
 
 def test_replicas_share_the_mean_of_their_moving_statistics_after_an_epoch():
-    def classifier() -> keras.Model:
-        return small_classifier(batch_normalization=True, dropout=0.5)
+    """Each replica has seen other pictures; the mean is that of what they had before."""
+    before: list[list[np.ndarray]] = []
 
-    model, _ = train([8] * 4, replicas=2, micro_batch=2, optimizer=keras.optimizers.Adam, classifier=classifier)
-    moving = [v for v in model.non_trainable_variables if 'moving' in v.path]
-    assert len(moving) == 2
-    for variable in moving:
-        first, second = (value.numpy() for value in variable.value.values)
-        np.testing.assert_array_equal(first, second)
-        assert np.abs(first - np.round(first)).max() > 0, 'they moved from their first values, 0 and 1'
+    class Record(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            before.append([parts(variable) for variable in moving_statistics(self.model)])
+
+    strategy = devices.strategy('mirrored')
+    with strategy.scope():
+        model = AccumulatingModel(small_classifier(batch_normalization=True, dropout=0.5), micro_batch=2)
+        model.compile(keras.optimizers.Adam())
+    data = batches([8] * 4).apply(tf.data.experimental.assert_cardinality(4))
+    model.fit(data, callbacks=[Record(), AverageBatchNormalization(strategy)], verbose=0, shuffle=False)
+    for variable, (first, second) in zip(moving_statistics(model), before[-1], strict=True):
+        assert np.abs(first - second).max() > 1e-4, 'replicas differed'
+        np.testing.assert_allclose(parts(variable), [(first + second) / 2] * 2, rtol=1e-6)
+
+
+def moving_statistics(model: keras.Model) -> list:
+    return [variable for variable in model.non_trainable_variables if '/moving_' in variable.path]
+
+
+def parts(variable) -> np.ndarray:
+    """A variable's value on each replica."""
+    return np.stack([part.numpy() for part in variable.value.values])
+
+
+def test_replicas_draw_dropout_masks_of_their_own():
+    strategy = devices.strategy('mirrored')
+    with strategy.scope():
+        model = AccumulatingModel(small_classifier(dropout=0.5), micro_batch=2)
+        for _ in range(2):
+            part_dropout(model, strategy)
+    (state,) = seed_states(model)
+    first, second = parts(state)
+    np.testing.assert_array_equal(second, first + [1, 0])
+    masks = strategy.run(lambda: model.classifier.layers[-2](tf.ones([1, 64]), training=True))
+    one, other = (value.numpy() for value in masks.values)
+    assert (one != other).any()
 
 
 def test_micro_batches_are_augmented_by_their_own_draws():

@@ -59,3 +59,31 @@ def test_latest_points_to_the_run_finished_last(tmp_path):
         runs.point_latest(str(tmp_path / 'runs' / name))
         assert os.readlink(tmp_path / 'runs' / 'latest') == name
     assert sorted(os.listdir(tmp_path / 'runs')) == ['latest', 'one', 'two']
+
+
+def test_a_run_reached_through_latest_stays_what_latest_points_to(tmp_path):
+    (tmp_path / 'one').mkdir()
+    runs.point_latest(str(tmp_path / 'one'))
+    runs.check_folder(str(tmp_path / 'latest'))
+    runs.point_latest(str(tmp_path / 'latest'))
+    assert os.readlink(tmp_path / 'latest') == 'one'
+
+
+@pytest.mark.parametrize(
+    ('run_dir', 'message'),
+    [('runs/latest', 'latest is the link to the last finished run'), ('s3://bucket/run', 'must lie on a local disk')],
+)
+def test_a_folder_that_no_run_can_lie_in_is_refused(tmp_path, monkeypatch, run_dir, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        runs.check_folder(run_dir)
+
+
+def test_damaged_files_of_a_run_are_named(tmp_path):
+    (tmp_path / 'run.json').write_text('{')
+    with pytest.raises(InputError, match='run.json: damaged .* remove .* and train again'):
+        runs.read_settings(str(tmp_path))
+    runs.write_settings(str(tmp_path), SETTINGS)
+    (tmp_path / 'model.keras').write_bytes(b'PK')
+    with pytest.raises(InputError, match='model.keras: damaged .* remove it, and train again with the same command'):
+        runs.load_model(str(tmp_path))

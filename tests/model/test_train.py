@@ -101,7 +101,9 @@ def test_other_flags_for_the_same_folder_are_refused_by_name(run, shards_dir):
 
 
 def test_views_of_prediction_are_the_plain_picture_and_others(run, shards_dir, capsys):
-    predict.main(['predict', f'--run_dir={run}', f'--shards_dir={shards_dir}', '--split=test', '--tta=3', '--batch=7'])
+    predict.main(
+        ['predict', f'--run_dir={run}', f'--shards_dir={shards_dir}', '--split=test', '--tta=3', '--micro_batch=7']
+    )
     folder = str(run / 'logits' / 'test-tta3')
     assert capsys.readouterr().out.endswith(f'next: python -m ensemble.combine --rule product --logits={folder}\n')
     (file,) = logits.read_manifest(folder).files
@@ -126,7 +128,7 @@ def test_two_replicas_predict_what_one_does(run, shards_dir, tmp_path):
             f'--shards_dir={shards_dir}',
             '--split=val',
             '--strategy=mirrored',
-            '--batch=5',
+            '--micro_batch=5',
         ]
     )
     (file,) = logits.read_manifest(str(same_run / 'logits' / 'val')).files
@@ -134,6 +136,26 @@ def test_two_replicas_predict_what_one_does(run, shards_dir, tmp_path):
     (expected,) = logits.read_shard(str(run / 'logits' / 'val'), file)
     np.testing.assert_array_equal(got.product_id, expected.product_id)
     np.testing.assert_allclose(got.logits, expected.logits, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize('damage', [lambda data: data[:-1], lambda data: data[:100] + b'x' + data[101:]])
+def test_a_damaged_store_of_logits_is_made_again(run, shards_dir, damage):
+    (file,) = logits.read_manifest(str(run / 'logits' / 'val')).files
+    path = run / 'logits' / 'val' / file.name
+    sound = path.read_bytes()
+    path.write_bytes(damage(sound))
+    predict.main(['predict', f'--run_dir={run}', f'--shards_dir={shards_dir}', '--split=val', '--micro_batch=8'])
+    assert path.read_bytes() == sound
+
+
+def test_a_run_does_not_go_on_with_another_number_of_replicas(run, shards_dir):
+    """The effective batch, and so every point of the schedule, would be another."""
+    settings = json.loads((run / 'run.json').read_text())
+    assert settings['replicas'] == 1
+    with pytest.raises(InputError, match='began with replicas=2, now it is 1'):
+        other = run.parent / 'other'
+        runs.write_settings(str(other), {**settings, 'replicas': 2})
+        train.main(arguments(shards_dir, other, '--epochs=2', '--decay_at=0.7,1', '--unfreeze=head@0,all@1'))
 
 
 def test_two_replicas_train(shards_dir, tmp_path):
@@ -151,7 +173,7 @@ def test_two_replicas_train(shards_dir, tmp_path):
         ('--unfreeze=block99@0', InputError, "no block 'block99'"),
         ('--decay_at=x', InputError, "--decay_at: 'x' must be a number of passes"),
         ('--weights=nowhere.keras', InputError, 'no such file'),
-        ('--predict=all', train.flags.Error, 'the splits are train, val, test'),
+        ('--predict=all', InputError, 'the splits are train, val, test'),
     ],
 )
 def test_bad_input_is_refused_before_a_run_is_made(shards_dir, tmp_path, flag, error, message):

@@ -118,6 +118,10 @@ WRONG_FIELDS = {
         fields(imgs=[{'picture': JPEG[:100]}]),
         f'product 2: picture 0 is no JPEG (starts with ff d8 ff e0); {MEND}',
     ),
+    'picture cut in its data': (
+        fields(imgs=[{'picture': JPEG[:-2]}]),
+        f'product 2: picture 0 is cut off: it has no end; {MEND}',
+    ),
     'picture narrow': (
         fields(imgs=[{'picture': catalogue.jpeg(0, size=(179, 180))}]),
         f'product 2: picture 0 is 179x180 pixels, must be 180x180; {MEND}',

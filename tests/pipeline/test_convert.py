@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import re
+import resource
 import subprocess
 import sys
 from collections import Counter
@@ -147,7 +149,7 @@ def test_shards_in_order_hold_the_products_in_order_of_hash(large_source, tmp_pa
     run(large_source, tmp_path, '--shard_mb=1')
     for name, least in (('train', 5), ('val', 1), ('test', 2)):
         assert len(shards(tmp_path, name)) >= least
-        hashes = split.hashes(np.array(ids(tmp_path, name)), seed=0)
+        hashes = split.order_hashes(np.array(ids(tmp_path, name)), seed=0)
         assert (np.diff(hashes.astype(object)) > 0).all()
         names = [file.name for file in read_manifest(tmp_path).of_split(name)]
         count = int(names[0][-14:-9])
@@ -435,17 +437,29 @@ def test_a_catalogue_may_come_without_test_products(good_source, tmp_path):
 # As users start it.
 
 
-def start(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Runs the program as typed, but in another folder."""
+def start(folder: Path, *words: str, file_limit: int | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs the program as typed, but in another folder; no file may grow beyond `file_limit` bytes."""
     environment = {**os.environ, 'PYTHONPATH': str(REPOSITORY)}
     command = [sys.executable, '-m', 'pipeline.convert', *words]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    before = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (file_limit,) * 2) if file_limit else None
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, preexec_fn=before)
 
 
 def test_the_command_works_as_typed(good_source, tmp_path):
     done = start(tmp_path, '--runner=DirectRunner')
     assert (done.returncode, done.stderr) == (0, '')
     assert len(ids(tmp_path / 'data' / 'shards', 'train')) == 18
+
+
+def test_a_disk_that_takes_no_more_is_one_line_that_names_the_file_and_leaves_no_manifest(good_source, tmp_path):
+    done = start(tmp_path, '--runner=DirectRunner', file_limit=10_000)
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"error: \[Errno 27\] File too large: 'data/shards/(train|test)-00000-of-00001.tfrecord'\n", done.stderr
+    )
+    assert set(contents(tmp_path / 'data' / 'shards')) <= {'val-00000-of-00001.tfrecord'}, (
+        'the one that was small enough'
+    )
 
 
 @pytest.mark.parametrize('name', ['no train.bson', 'zeros'])
@@ -474,20 +488,21 @@ def test_bad_usage_exits_with_2(good_source, tmp_path, monkeypatch, capsys, word
     with pytest.raises(SystemExit) as end:
         convert.program.run(convert.main)
     assert end.value.code == 2
-    assert capsys.readouterr().err == f'error: {error}\nconvert --help lists the flags\n'
+    assert capsys.readouterr().err == f'error: {error}; --help lists the flags\n'
     assert contents(tmp_path / 'out') == {}
 
 
 def test_a_mistyped_flag_says_no_more_than_that(good_source, tmp_path):
     done = start(tmp_path, '--shard_md=64')
     assert done.returncode == 2
-    first, last = done.stderr.splitlines()
-    assert first == 'error: unknown flag --shard_md: neither this program nor Beam has it'
-    assert last.endswith('convert.py --help lists the flags')
+    assert done.stderr == (
+        'error: unknown flag --shard_md: neither this program nor Beam has it; --help lists the flags\n'
+    )
 
 
 def test_help_lists_every_flag_and_makes_nothing(tmp_path):
-    done = start(tmp_path, '--help')
+    done = start(tmp_path, '-h')
+    assert done.stdout == start(tmp_path, '--help').stdout
     assert (done.returncode, done.stderr) == (0, '')
     listed = re.findall(r'^  --(\w+)$', done.stdout, re.MULTILINE)
     assert sorted(listed) == ['flagfile', 'input_dir', 'output_dir', 'seed', 'shard_mb', 'val_fraction']

@@ -101,7 +101,7 @@ def raise_(error: BaseException) -> NoReturn:
         (InputError('data/x: no such file'), 1, 'error: data/x: no such file\n'),
         (CatalogueError('data/x: byte 7: cut off'), 1, 'error: data/x: byte 7: cut off\n'),
         (PermissionError(13, 'Permission denied', 'data'), 1, "error: [Errno 13] Permission denied: 'data'\n"),
-        (flags.Error('no flag --x'), 2, 'error: no flag --x\ngreet --help lists the flags\n'),
+        (flags.Error('no flag --x'), 2, 'error: no flag --x; --help lists the flags\n'),
         (KeyboardInterrupt(), 130, 'error: interrupted\n'),
     ],
     ids=['done', 'bad input', 'bad catalogue', 'file system', 'bad usage', 'interrupted'],

@@ -99,3 +99,13 @@ def splitmix64(state: int) -> int:
     state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 % 2**64
     state = (state ^ state >> 27) * 0x94D049BB133111EB % 2**64
     return state ^ state >> 31
+
+
+def test_shards_are_even_in_every_split():
+    """What is held out has the low hashes of its category: shards must cut another hash."""
+    ids = np.arange(40_000)
+    held_out = split.is_val(ids % 50, split.hashes(ids, seed=0), val_fraction=0.1)
+    for chosen, shards in ((held_out, 4), (~held_out, 36)):
+        sizes = np.bincount(split.shard_index(split.order_hashes(ids[chosen], seed=0), shards), minlength=shards)
+        assert len(sizes) == shards
+        np.testing.assert_allclose(sizes, 1000, atol=150)  # five standard deviations of a random choice
