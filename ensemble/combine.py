@@ -14,8 +14,6 @@ from pipeline import program  # first: it quiets the logs of what is imported be
 
 # isort: split
 import contextlib
-import csv
-import io
 import os
 import uuid
 from dataclasses import dataclass
@@ -27,7 +25,7 @@ from absl import flags
 
 from ensemble import logits, rules, submission
 from ensemble.submission import Score
-from pipeline import beam_job, categories, storage
+from pipeline import beam_job, categories, storage, tables
 from pipeline.beam_job import Engine
 from pipeline.categories import Categories
 from pipeline.errors import InputError
@@ -211,14 +209,12 @@ def _report_all(names: tuple[str, ...], correct: np.ndarray, several: np.ndarray
 
 
 def _write_table(table: list[tuple[str, Score, Score]], path: str) -> None:
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator='\n')
-    rows.writerow(['rule', 'accuracy', 'low', 'high', 'products', 'accuracy_2_pictures', 'products_2_pictures'])
+    columns = ('rule', 'accuracy', 'low', 'high', 'products', 'accuracy_2_pictures', 'products_2_pictures')
+    rows = []
     for name, every, some in table:
         numbers = [f'{number:.6f}' for number in (every.value, every.low, every.high)]
-        rows.writerow([name, *numbers, every.count, f'{some.value:.6f}', some.count])
-    with storage.atomic_writer(path) as file:
-        file.write(text.getvalue().encode())
+        rows.append([name, *numbers, every.count, f'{some.value:.6f}', some.count])
+    tables.write(path, columns, rows)
 
 
 if __name__ == '__main__':

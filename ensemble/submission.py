@@ -12,15 +12,13 @@ Synopsis:
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline import storage
+from pipeline import storage, tables
 from pipeline.categories import Categories
 from pipeline.errors import InputError
 
@@ -123,19 +121,11 @@ def read_solution(path: str, label_map: Categories) -> Solution:
     Raises:
         InputError: a wrong header, a row that isn't two numbers, a product that stands twice, an unknown category.
     """
-    with storage.open_read(path) as file:
-        data = file.read()
-    try:
-        rows = list(csv.reader(io.StringIO(data.decode('utf-8-sig')), strict=True))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f'{path}: must be UTF-8 text with commas ({error})') from None
-    header = ','.join(COLUMNS)
-    if not rows or tuple(rows[0]) != COLUMNS:
-        raise InputError(f'{path}: row 1 must be {header}, is {",".join(rows[0]) if rows else "empty"}')
+    rows = tables.read(path, COLUMNS)
     found: dict[int, int] = {}
-    for number, row in enumerate(rows[1:], start=2):
-        if len(row) != 2 or not (row[0].isdecimal() and row[1].isdecimal()):
-            raise InputError(f'{path}: row {number} must be {header}, is {",".join(row) or "empty"}')
+    for number, row in enumerate(rows, start=2):
+        if not (row[0].isdecimal() and row[1].isdecimal()):
+            raise tables.bad_row(path, number, row, COLUMNS)
         if int(row[0]) in found:
             raise InputError(f'{path}: row {number} repeats product {row[0]}; each must stand once')
         found[int(row[0])] = int(row[1])
@@ -143,7 +133,7 @@ def read_solution(path: str, label_map: Categories) -> Solution:
     label = label_map.labels(np.array(list(found.values()), np.int64))
     if (label < 0).any():
         place = int(np.argmin(label))
-        raise InputError(f'{path}: row {place + 2}: category {rows[place + 1][1]} is none of the model')
+        raise InputError(f'{path}: row {place + 2}: category {rows[place][1]} is none of the model')
     order = np.argsort(product_id)
     return Solution(path, product_id[order], label[order])
 

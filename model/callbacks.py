@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from typing import Any
 
 import keras
 
 from model import checkpoint
 from model.stages import Schedule, Segment
-from pipeline import storage
+from pipeline import storage, tables
 
 HISTORY_NAME = 'history.csv'
 HISTORY_COLUMNS = (
@@ -72,16 +70,10 @@ class HistoryFile(keras.callbacks.Callback):
             'learning_rate': self.schedule.learning_rate_at(step - 1),
             **{name: round(float(value), 6) for name, value in (logs or {}).items()},
         }
-        text = io.StringIO()
-        rows = csv.DictWriter(text, HISTORY_COLUMNS, lineterminator='\n')
-        rows.writeheader()
-        rows.writerows([*self._rows_before(epoch + 1), row])
-        with storage.atomic_writer(self.path) as file:
-            file.write(text.getvalue().encode())
+        last = [row.get(name, '') for name in HISTORY_COLUMNS]
+        tables.write(self.path, HISTORY_COLUMNS, [*self._rows_before(epoch + 1), last])
 
-    def _rows_before(self, epoch: int) -> list[dict[str, str]]:
+    def _rows_before(self, epoch: int) -> list[list[str]]:
         if not storage.exists(self.path):
             return []
-        with storage.open_read(self.path) as file:
-            rows = csv.DictReader(io.StringIO(file.read().decode()))
-            return [row for row in rows if int(row['epoch']) < epoch]
+        return [row for row in tables.read(self.path, HISTORY_COLUMNS) if int(row[0]) < epoch]

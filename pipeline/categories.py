@@ -6,15 +6,13 @@ Kaggle's level-3 names repeat, so a name is never a key.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import re
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline import storage
+from pipeline import storage, tables
 from pipeline.errors import CatalogueError
 
 SOURCE_NAME = 'category_names.csv'
@@ -64,33 +62,21 @@ def read(folder: str) -> Categories:
 
 def write(categories: Categories, folder: str) -> None:
     """Writes categories.csv: label, category id and names."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator='\n')
-    rows.writerow(COLUMNS)
-    for label, (category_id, names) in enumerate(zip(categories.ids, categories.names, strict=True)):
-        rows.writerow([label, category_id, *names])
-    with storage.atomic_writer(storage.join(folder, NAME)) as file:
-        file.write(text.getvalue().encode())
+    pairs = zip(categories.ids, categories.names, strict=True)
+    rows = ([label, category_id, *names] for label, (category_id, names) in enumerate(pairs))
+    tables.write(storage.join(folder, NAME), COLUMNS, rows)
 
 
 def _read(path: str, columns: tuple[str, ...]) -> Categories:
-    with storage.open_read(path) as file:
-        data = file.read()
-    try:
-        rows = list(csv.reader(io.StringIO(data.decode('utf-8-sig')), strict=True))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise CatalogueError(f'{path}: must be UTF-8 text with commas ({error})') from None
-    if not rows or tuple(rows[0]) != columns:
-        raise CatalogueError(f'{path}: row 1 must be {",".join(columns)}, is {",".join(rows[0]) if rows else "empty"}')
     names: dict[int, tuple[str, str, str]] = {}
-    for number, row in enumerate(rows[1:], start=2):
+    for number, row in enumerate(tables.read(path, columns), start=2):
         cells = row[-4:]
-        if len(row) != len(columns) or not re.fullmatch('[0-9]{1,18}', cells[0]):  # 18 digits fit int64
-            raise CatalogueError(f'{path}: row {number} must be {",".join(columns)}, is {",".join(row)}')
+        if not re.fullmatch('[0-9]{1,18}', cells[0]):  # 18 digits fit int64
+            raise tables.bad_row(path, number, row, columns)
         if int(cells[0]) in names:
             raise CatalogueError(f'{path}: row {number} repeats category {cells[0]}; each must stand once')
         names[int(cells[0])] = (cells[1], cells[2], cells[3])
     if not names:
-        raise CatalogueError(f'{path}: holds no category')
+        raise CatalogueError(f'{path}: holds no category; get the file again')
     ids = sorted(names)
     return Categories(np.array(ids, np.int64), tuple(names[category_id] for category_id in ids))
