@@ -366,7 +366,10 @@ BAD_INPUT = {
         "category_names.csv: must be UTF-8 text with commas ('utf-8' codec can't decode byte 0xff in position .*: "
         'invalid start byte)',
     ),
-    'names empty': (change('category_names.csv', lambda _: CATEGORY_NAMES), 'category_names.csv: holds no category; get the file again'),
+    'names empty': (
+        change('category_names.csv', lambda _: CATEGORY_NAMES),
+        'category_names.csv: holds no category; get the file again',
+    ),
 }  # fmt: skip
 
 
