@@ -103,6 +103,7 @@ class AccumulatingModel(keras.Model):
         size = tf.shape(images)[0]
 
         def one(start: Any, loss: Any, hits: Any, sums: Any) -> Any:
+            """Adds a micro batch, the last of which may be smaller."""
             part = slice(start, start + self.micro_batch)
             prepared = augment.upscale_crop_flip(
                 images[part], draws[part], augmentation=self.augmentation, size=self.image_size

@@ -23,10 +23,13 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from PIL import Image
-
 from pipeline import program
 from pipeline.errors import InputError
+
+try:
+    from PIL import Image
+except ImportError:
+    raise SystemExit("error: drawing pictures needs pillow: pip install -c constraints.txt -e '.[demo]'") from None
 
 SIDE = 180  # pixels; every Cdiscount picture is 180x180
 QUALITY = 75  # the real pictures carry the standard tables of this quality
