@@ -27,10 +27,8 @@ class LearningRate(keras.callbacks.Callback):
         self.step = 0  # the next update
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Sets it where it changes."""
-        rate = self.schedule.learning_rate_at(self.step)
-        if self.step == 0 or rate != self.schedule.learning_rate_at(self.step - 1) or batch == 0:
-            self.model.optimizer.learning_rate = rate
+        """Sets it."""
+        self.model.optimizer.learning_rate = self.schedule.learning_rate_at(self.step)
         self.step += 1
 
 

@@ -12,7 +12,7 @@ from keras import layers
 
 from model.backbone import Backbone
 from pipeline import storage
-from pipeline.errors import InputError
+from pipeline.errors import InputError, one_line
 
 HEAD = 'logits'
 
@@ -69,7 +69,7 @@ def _load_imagenet(backbone: Backbone) -> str:
     try:
         values = backbone.imagenet()
     except Exception as error:  # Keras raises plain Exception where a download fails
-        raise InputError(f"--weights=imagenet: can't be downloaded ({_one_line(error)}); {remedy}") from None
+        raise InputError(f"--weights=imagenet: can't be downloaded ({one_line(error)}); {remedy}") from None
     backbone.model.set_weights(values)
     return 'weights: ImageNet'
 
@@ -79,7 +79,7 @@ def _load(path: str, load: Callable[[], Any]) -> Any:
         with warnings.catch_warnings(action='ignore'):  # a line for every layer that a file doesn't have
             return load()
     except (ValueError, OSError, KeyError) as error:
-        raise InputError(f"--weights={path}: can't be used ({_one_line(error)})") from None
+        raise InputError(f"--weights={path}: can't be used ({one_line(error)})") from None
 
 
 def _copy_layers(source: keras.Model, target: keras.Model) -> int:
@@ -91,7 +91,3 @@ def _copy_layers(source: keras.Model, target: keras.Model) -> int:
             layer.set_weights(values)
             filled += 1
     return filled
-
-
-def _one_line(error: Exception) -> str:
-    return ' '.join(str(error).split())[:300]

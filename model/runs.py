@@ -19,7 +19,7 @@ from typing import Any
 import keras
 
 from pipeline import storage
-from pipeline.errors import InputError
+from pipeline.errors import InputError, one_line
 
 MODEL_NAME = 'model.keras'
 SETTINGS_NAME = 'run.json'
@@ -102,8 +102,9 @@ def load_model(run_dir: str) -> keras.Model:
     try:
         return keras.models.load_model(path, compile=False)
     except (ValueError, OSError, KeyError) as error:
-        reason = ' '.join(str(error).split())[:200]
-        raise InputError(f'{path}: damaged ({reason}); remove it, and train again with the same command') from None
+        raise InputError(
+            f'{path}: damaged ({one_line(error)}); remove it, and train again with the same command'
+        ) from None
 
 
 def point_latest(run_dir: str) -> None:

@@ -78,6 +78,10 @@ class Job:
         """Path of a source file."""
         return storage.join(self.input_dir, SOURCES[index])
 
+    def with_category(self, index: int) -> bool:
+        """Whether the documents of a source file have a category."""
+        return SOURCES[index] == 'train.bson'
+
 
 def main(argv: list[str]) -> None:
     """Converts a catalogue."""
@@ -150,7 +154,7 @@ def index_source(source: int, job: Job) -> Iterator[np.ndarray]:
     """
     path = job.source(source)
     known = set(job.label_map.ids.tolist())
-    with_category = SOURCES[source] == 'train.bson'
+    with_category = job.with_category(source)
     block: list[tuple] = []
     for document in bson_stream.documents(path, with_category=with_category):
         if with_category and document.category_id not in known:
@@ -170,9 +174,7 @@ def index_source(source: int, job: Job) -> Iterator[np.ndarray]:
 def by_category(places: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Divides places among the buckets of categories; those without a category spread by product."""
     keys = np.where(places['category_id'] == bson_stream.NO_CATEGORY, places['product_id'], places['category_id'])
-    buckets = keys % BUCKETS
-    for bucket in np.unique(buckets):
-        yield int(bucket), places[buckets == bucket]
+    yield from _divided(places, keys % BUCKETS)
 
 
 def plan_categories(bucket: tuple[int, Iterable[np.ndarray]], job: Job) -> Iterator[tuple[str, np.ndarray]]:
@@ -195,9 +197,7 @@ def plan_categories(bucket: tuple[int, Iterable[np.ndarray]], job: Job) -> Itera
 def by_product(places: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Divides what tells a product and its place among buckets of ids: a repeated id may be of another category."""
     identities = repack_fields(places[['source', 'offset', 'product_id']])
-    buckets = places['product_id'] % BUCKETS
-    for bucket in np.unique(buckets):
-        yield int(bucket), identities[buckets == bucket]
+    yield from _divided(identities, places['product_id'] % BUCKETS)
 
 
 def refuse_repeats(bucket: tuple[int, Iterable[np.ndarray]], job: Job) -> int:
@@ -251,8 +251,14 @@ def by_shard(
     name, places = planned
     shards = split.shard_count(totals[name][-1], shard_bytes=job.shard_bytes)
     indices = split.shard_index(split.order_hashes(places['product_id'], seed=job.seed), shards)
-    for index in np.unique(indices):
-        yield (name, int(index), shards), places[indices == index]
+    for index, chosen in _divided(places, indices):
+        yield (name, index, shards), chosen
+
+
+def _divided(places: np.ndarray, keys: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """The places of each key, in their order."""
+    for key in np.unique(keys):
+        yield int(key), places[keys == key]
 
 
 def write_shard(shard: tuple[tuple[str, int, int], Iterable[np.ndarray]], job: Job) -> manifest.FileInfo:
@@ -281,7 +287,7 @@ def _framed_products(places: np.ndarray, split_name: str, job: Job) -> Iterator[
         with storage.open_read(path) as file:
             for place, label in zip(places[chosen], labels[chosen], strict=True):
                 document = bson_stream.read_document(
-                    file, int(place['offset']), path=path, with_category=SOURCES[source] == 'train.bson'
+                    file, int(place['offset']), path=path, with_category=job.with_category(source)
                 )
                 if document.product_id != place['product_id']:
                     raise InputError(f'{path}: changed while it was read; run the conversion again')

@@ -8,5 +8,10 @@ class InputError(Exception):
     """
 
 
+def one_line(error: Exception) -> str:
+    """What another package's error says, as part of a one-line message."""
+    return ' '.join(str(error).split())[:300]
+
+
 class CatalogueError(InputError):
     """A catalogue file (.bson or .csv) breaks a rule of its format; names the file and the byte offset or row."""
