@@ -7,7 +7,9 @@ holds both directions to what TensorFlow itself reads and writes.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,21 +32,22 @@ class Product:
     category_id: int
     label: int
     split: str
-    images: tuple[bytes, ...]
+    images: tuple[bytes | memoryview, ...]
 
 
 def encode(product: Product) -> bytes:
     """The serialised tf.train.Example: Features{map<name, Feature{one of BytesList, Int64List}>} in protobuf's form."""
-    features = {
-        'category_id': _int64_feature(product.category_id),
-        'image_md5': _bytes_feature([hashlib.md5(image, usedforsecurity=False).digest() for image in product.images]),
-        'images': _bytes_feature(product.images),
-        'label': _int64_feature(product.label),
-        'product_id': _int64_feature(product.product_id),
-        'split': _bytes_feature([product.split.encode()]),
-    }
-    entries = (_field(1, _field(1, name.encode()) + _field(2, value)) for name, value in features.items())
-    return _field(1, b''.join(entries))
+    category, label, split = _category_entries(product.category_id, product.label, product.split)
+    md5 = [hashlib.md5(image, usedforsecurity=False).digest() for image in product.images]
+    entries = [
+        category,
+        *_bytes_entry(b'image_md5', md5),
+        *_bytes_entry(b'images', product.images),
+        label,
+        _int64_entry(b'product_id', product.product_id),
+        split,
+    ]
+    return b''.join((_head(1, sum(map(len, entries))), *entries))
 
 
 def frame(record: bytes) -> bytes:
@@ -80,8 +83,38 @@ def parse(serialized: Any) -> dict[str, Any]:
     return tf.io.parse_example(serialized, features)
 
 
+@functools.lru_cache(2**14)
+def _category_entries(category_id: int, label: int, split: str) -> tuple[bytes, bytes, bytes]:
+    """The entries that the products of a category share."""
+    split_entry = b''.join(_bytes_entry(b'split', [split.encode()]))
+    return _int64_entry(b'category_id', category_id), _int64_entry(b'label', label), split_entry
+
+
+def _bytes_entry(name: bytes, values: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
+    """A feature of byte strings under its name, in pieces: the pictures are copied once, when all is joined."""
+    pieces = [piece for value in values for piece in (_head(1, len(value)), value)]
+    length = sum(map(len, pieces))
+    feature = _head(1, length)
+    value = _head(2, len(feature) + length)
+    name = _head(1, len(name)) + name
+    return [_head(1, len(name) + len(value) + len(feature) + length), name, value, feature, *pieces]
+
+
+def _int64_entry(name: bytes, number: int) -> bytes:
+    """A feature of one number under its name."""
+    varint = _varint(number % 2**64)
+    feature = _field(3, _field(1, varint))
+    return _field(1, _field(1, name) + _field(2, feature))
+
+
 def _field(number: int, data: bytes) -> bytes:
-    return bytes([number << 3 | 2]) + _varint(len(data)) + data
+    return _head(number, len(data)) + data
+
+
+@functools.lru_cache(2**16)
+def _head(number: int, length: int) -> bytes:
+    """What stands before a field of so many bytes."""
+    return bytes([number << 3 | 2]) + _varint(length)
 
 
 def _varint(value: int) -> bytes:
@@ -92,11 +125,3 @@ def _varint(value: int) -> bytes:
         value >>= 7
     out.append(value)
     return bytes(out)
-
-
-def _bytes_feature(values: tuple[bytes, ...] | list[bytes]) -> bytes:
-    return _field(1, b''.join(_field(1, value) for value in values))
-
-
-def _int64_feature(value: int) -> bytes:
-    return _field(3, _field(1, _varint(value % 2**64)))

@@ -12,6 +12,8 @@ import uuid
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from pipeline.errors import InputError
 
 
@@ -41,6 +43,56 @@ def open_read(path: str) -> BinaryIO:
         raise InputError(f'{path}: no such file') from None
 
 
+class Ranges:
+    """A file to read pieces of, from any place, in any order.
+
+    Attributes:
+        size: the file's length in bytes.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._remote = is_remote(path)
+        self._file = open_read(path)
+        self.size = size(path)
+        self._mapped = np.memmap(self._file, np.uint8, 'r') if self.size and not self._remote else np.empty(0, np.uint8)
+
+    def window(self, offset: int, length: int) -> np.ndarray:
+        """Up to `length` bytes from `offset` on: uint8, read-only.
+
+        A local file's are mapped: only what is looked at is read from the disk.
+        """
+        if self._remote:
+            self._file.seek(offset)
+            return np.frombuffer(self._file.read(length), np.uint8)
+        return np.asarray(self._mapped[offset : offset + length])
+
+    def gather(self, offsets: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """The bytes of several pieces, one after the other: uint8; zeros for what lies after the end of the file."""
+        data = np.zeros(int(lengths.sum()), np.uint8)
+        rest = data.data
+        for offset, length in zip(offsets.tolist(), lengths.tolist(), strict=True):
+            if self._remote:
+                self._file.seek(offset)
+                piece = self._file.read(length)
+                rest[: len(piece)] = piece
+            else:
+                os.preadv(self._file.fileno(), [rest[:length]], offset)
+            rest = rest[length:]
+        return data
+
+
+@contextlib.contextmanager
+def open_ranges(path: str) -> Iterator[Ranges]:
+    """The file, open for reading pieces of it.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    ranges = Ranges(path)
+    with ranges._file:
+        yield ranges
+
+
 def exists(path: str) -> bool:
     """Whether there is a file or a folder of this name."""
     return _gfile().exists(path) if is_remote(path) else os.path.exists(path)
@@ -49,6 +101,11 @@ def exists(path: str) -> bool:
 def size(path: str) -> int:
     """The file's length in bytes."""
     return _gfile().stat(path).length if is_remote(path) else os.path.getsize(path)
+
+
+def modified_ns(path: str) -> int:
+    """When the file was last written, nanoseconds since 1970."""
+    return _gfile().stat(path).mtime_nsec if is_remote(path) else os.stat(path).st_mtime_ns
 
 
 def list_names(folder: str) -> list[str]:
