@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import google_crc32c
 
+MD5_HEAD = b'\n\x10'  # before each MD5 in a list of byte strings: field 1, 16 bytes
 
-@dataclass(frozen=True)
-class Product:
-    """One product as the shards hold it.
+
+class Product(NamedTuple):
+    """One product as the shards hold it (a tuple, because there are millions).
 
     Attributes:
         product_id: Kaggle's _id.
@@ -32,28 +32,36 @@ class Product:
     category_id: int
     label: int
     split: str
-    images: tuple[bytes | memoryview, ...]
+    images: Sequence[bytes | memoryview]
 
 
 def encode(product: Product) -> bytes:
     """The serialised tf.train.Example: Features{map<name, Feature{one of BytesList, Int64List}>} in protobuf's form."""
+    md5, length = b'', 0
+    images: list[bytes | memoryview] = []
+    for image in product.images:
+        head = _head(1, len(image))
+        images += (head, image)
+        length += len(head) + len(image)
+        md5 += MD5_HEAD + hashlib.md5(image, usedforsecurity=False).digest()
     category, label, split = _category_entries(product.category_id, product.label, product.split)
-    md5 = [hashlib.md5(image, usedforsecurity=False).digest() for image in product.images]
-    entries = [
-        category,
-        *_bytes_entry(b'image_md5', md5),
-        *_bytes_entry(b'images', product.images),
-        label,
-        _int64_entry(b'product_id', product.product_id),
-        split,
-    ]
-    return b''.join((_head(1, sum(map(len, entries))), *entries))
+    before = category + _bytes_entry_head(b'image_md5', len(md5)) + md5 + _bytes_entry_head(b'images', length)
+    after = label + _int64_entry(b'product_id', product.product_id) + split
+    return b''.join((_head(1, len(before) + length + len(after)), before, *images, after))
 
 
-def frame(record: bytes) -> bytes:
-    """A record as it stands in a TFRecord file: uint64 length, its masked CRC32C, the data, its masked CRC32C."""
-    length = len(record).to_bytes(8, 'little')
-    return b''.join((length, masked_crc(length), record, masked_crc(record)))
+def frame(encoded: Iterable[bytes]) -> bytes:
+    """Records as they stand in a TFRecord file: each its uint64 length, the masked CRC32C of that, the data, theirs."""
+    pieces: list[bytes] = []
+    for record in encoded:
+        pieces += (_frame_head(len(record)), record, masked_crc(record))
+    return b''.join(pieces)
+
+
+@functools.lru_cache(2**16)
+def _frame_head(length: int) -> bytes:
+    data = length.to_bytes(8, 'little')
+    return data + masked_crc(data)
 
 
 def masked_crc(data: bytes) -> bytes:
@@ -86,25 +94,32 @@ def parse(serialized: Any) -> dict[str, Any]:
 @functools.lru_cache(2**14)
 def _category_entries(category_id: int, label: int, split: str) -> tuple[bytes, bytes, bytes]:
     """The entries that the products of a category share."""
-    split_entry = b''.join(_bytes_entry(b'split', [split.encode()]))
+    name = split.encode()
+    split_entry = _bytes_entry_head(b'split', len(name) + 2) + _field(1, name)
     return _int64_entry(b'category_id', category_id), _int64_entry(b'label', label), split_entry
 
 
-def _bytes_entry(name: bytes, values: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
-    """A feature of byte strings under its name, in pieces: the pictures are copied once, when all is joined."""
-    pieces = [piece for value in values for piece in (_head(1, len(value)), value)]
-    length = sum(map(len, pieces))
+@functools.lru_cache(2**16)
+def _bytes_entry_head(name: bytes, length: int) -> bytes:
+    """What stands before a list of byte strings that has so many bytes."""
     feature = _head(1, length)
-    value = _head(2, len(feature) + length)
-    name = _head(1, len(name)) + name
-    return [_head(1, len(name) + len(value) + len(feature) + length), name, value, feature, *pieces]
+    inside = _field(1, name) + _head(2, len(feature) + length) + feature
+    return _head(1, len(inside) + length) + inside
 
 
 def _int64_entry(name: bytes, number: int) -> bytes:
     """A feature of one number under its name."""
     varint = _varint(number % 2**64)
-    feature = _field(3, _field(1, varint))
-    return _field(1, _field(1, name) + _field(2, feature))
+    return _int64_entry_head(name, len(varint)) + varint
+
+
+@functools.lru_cache(2**8)
+def _int64_entry_head(name: bytes, length: int) -> bytes:
+    """What stands before a number that takes so many bytes."""
+    feature = _head(1, length)
+    feature = _head(3, len(feature) + length) + feature
+    inside = _field(1, name) + _head(2, len(feature) + length) + feature
+    return _head(1, len(inside) + length) + inside
 
 
 def _field(number: int, data: bytes) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 
@@ -19,6 +20,7 @@ from pipeline.errors import InputError
 
 JOURNAL = '.journal'  # folder beside the shards: the plan and a note for each finished shard; gone once all is done
 PLAN = 'plan.json'
+PRODUCTS = 256  # read at a time: 2 MB
 REJECTED = 'rejected.jsonl'  # beside the shards: a line for each document that was left out
 
 
@@ -96,7 +98,7 @@ def write_shard(
     """
     key, blocks = shard
     name, places = split.shard_name(*key), np.concatenate(list(blocks))
-    places.sort(order=['source', 'offset'])
+    places = places[np.lexsort((places['product_id'], split.order_hashes(places['product_id'], seed=job.seed)))]
     identity = _identity(places, job)
     kept = _noted(name, identity, job)
     if kept:
@@ -105,6 +107,7 @@ def write_shard(
     with storage.atomic_writer(storage.join(job.output_dir, name)) as file:
         for framed in _framed_products(places, key[0], job):
             file.write(framed)
+            storage.begin_sync(file)
             checksum.update(framed)
             length += len(framed)
     images = int(places['images'].sum())
@@ -116,29 +119,33 @@ def write_shard(
 
 
 def _framed_products(places: np.ndarray, split_name: str, job: plan.Job) -> Iterator[bytes]:
-    """The products as TFRecord frames, in the order of their hashes; all of one shard is of one source."""
+    """The products as TFRecord frames, some hundreds at a time; all of one shard are of one source.
+
+    Few enough at a time that what is read stays in the processor's cache until it is written.
+    """
     source = int(places['source'][0])
     path, with_category = job.source(source), job.with_category(source)
     with storage.open_ranges(path) as file:
-        documents = bson_stream.read(file, places['offset'], places['length'], with_category=with_category)
-    same = (documents.product_id == places['product_id']) & (documents.images == places['images'])
-    same &= job.label_map.labels(documents.category_id) == places['label']
-    if not same.all():
-        raise InputError(f'{path}: changed while it was read; run the conversion again')
+        parts = np.array_split(places, -(-len(places) // PRODUCTS))
+        for some, following in zip(parts, [*parts[1:], parts[0][:0]], strict=True):
+            file.prefetch(following['offset'], following['length'])
+            documents = bson_stream.read(file, some['offset'], some['length'], with_category=with_category)
+            same = (documents.product_id == some['product_id']) & (documents.images == some['images'])
+            same &= job.label_map.labels(documents.category_id) == some['label']
+            if not same.all():
+                raise InputError(f'{path}: changed while it was read; run the conversion again')
+            yield records.frame(map(records.encode, _products(documents, some['label'], split_name)))
+
+
+def _products(documents: bson_stream.Documents, labels: np.ndarray, split_name: str) -> Iterator[records.Product]:
     data = documents.data.data
-    order = np.lexsort((places['product_id'], split.order_hashes(places['product_id'], seed=job.seed)))
-    rows = zip(
-        places['product_id'][order].tolist(),
-        documents.category_id[order].tolist(),
-        places['label'][order].tolist(),
-        places['images'][order].tolist(),
-        documents.starts[order].tolist(),
-        (documents.starts + documents.lengths)[order].tolist(),
-        strict=True,
-    )
-    for product_id, category_id, label, images, starts, ends in rows:
-        pictures = tuple(data[starts[k] : ends[k]] for k in range(images))
-        yield records.frame(records.encode(records.Product(product_id, category_id, label, split_name, pictures)))
+    ends = documents.starts + documents.lengths
+    pictures = [
+        [data[start:end] for start, end in zip(*row, strict=True) if end]
+        for row in zip(documents.starts.tolist(), ends.tolist(), strict=True)
+    ]
+    columns = documents.product_id.tolist(), documents.category_id.tolist(), labels.tolist()
+    return itertools.starmap(records.Product, zip(*columns, itertools.repeat(split_name), pictures))
 
 
 def _identity(places: np.ndarray, job: plan.Job) -> str:
