@@ -119,43 +119,50 @@ def _build(pipeline: beam.Pipeline, job: plan.Job) -> None:
         | 'Sources' >> beam.Create(range(len(plan.SOURCES)))
         | 'Index' >> beam.FlatMap(index_source, job).with_outputs('rejected', main='places')
     )  # fmt: skip
-    repeats = (
+    unique = (
         found.places
         | 'ByProduct' >> beam.FlatMap(plan.by_product)
         | 'GatherProducts' >> beam.GroupByKey()
-        | 'Repeats' >> beam.FlatMap(plan.find_repeats, job)
+        | 'Unique' >> beam.FlatMap(unique_products, job).with_outputs('rejected', main='places')
     )
     planned = (
-        found.places
-        | 'ByCategory' >> beam.FlatMap(plan.by_category, beam.pvalue.AsList(repeats))
+        unique.places
+        | 'ByCategory' >> beam.FlatMap(plan.by_category)
         | 'GatherCategories' >> beam.GroupByKey()
         | 'Split' >> beam.FlatMap(plan.split_categories, job)
     )
-    rejected = (found.rejected, repeats) | 'Rejected' >> beam.Flatten()
-    begun = (
-        planned
-        | 'Count' >> beam.Map(plan.count)
-        | 'Add' >> beam.CombinePerKey(plan.add_counts)
-        | 'AllCounts' >> beam.combiners.ToDict()
-        | 'Begin' >> beam.Map(shards.begin, beam.pvalue.AsList(rejected), job)
-    )
+    rejected = (found.rejected, unique.rejected) | 'Rejected' >> beam.Flatten()
+    counts = planned | 'Count' >> beam.Map(plan.count)
+    the_plan = (
+        pipeline
+        | 'Once' >> beam.Create([job])
+        | 'Begin' >> beam.Map(shards.begin, beam.pvalue.AsList(counts), beam.pvalue.AsList(rejected))
+    )  # fmt: skip
     if job.plan_only:
         return
     infos = (
         planned
-        | 'ByShard' >> beam.FlatMap(plan.by_shard, beam.pvalue.AsSingleton(begun), job)
+        | 'ByShard' >> beam.FlatMap(plan.by_shard, beam.pvalue.AsSingleton(the_plan), job)
         | 'GatherShards' >> beam.GroupByKey()
         | 'Write' >> beam.Map(write_shard, job)
-        | 'AllShards' >> beam.combiners.ToList()
     )
-    infos | 'Manifest' >> beam.Map(shards.finish, beam.pvalue.AsSingleton(begun), job)
+    the_plan | 'Finish' >> beam.Map(shards.finish, beam.pvalue.AsList(infos), job)
 
 
 def index_source(source: int, job: plan.Job) -> Iterator[Any]:
     """plan.index_source(), timed; what is rejected goes to an output of its own."""
     with beam_job.span('read'):
-        for found in plan.index_source(source, job):
-            yield beam.pvalue.TaggedOutput('rejected', found) if isinstance(found, plan.Rejected) else found
+        yield from _with_tags(plan.index_source(source, job))
+
+
+def unique_products(bucket: tuple[int, Iterable[np.ndarray]], job: plan.Job) -> Iterator[Any]:
+    """plan.unique_products(); what is rejected goes to an output of its own."""
+    return _with_tags(plan.unique_products(bucket, job))
+
+
+def _with_tags(found: Iterator[np.ndarray | plan.Rejected]) -> Iterator[Any]:
+    for one in found:
+        yield beam.pvalue.TaggedOutput('rejected', one) if isinstance(one, plan.Rejected) else one
 
 
 def write_shard(shard: tuple[tuple[str, int, int], Iterable[np.ndarray]], job: plan.Job) -> manifest.FileInfo:

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.lib.recfunctions import repack_fields
 
 from pipeline import bson_stream, categories, split, storage
 
 SOURCES = ('train.bson', 'test.bson')
 NO_LABEL = -1  # of the products of test.bson
-# Where a product stands and what it is: 26 bytes a product (17 of them twice).
+# Where a product stands and what it is: 26 bytes a product.
 PLACE = np.dtype(
     {
         'names': ('source', 'offset', 'length', 'images', 'product_id', 'label'),
@@ -112,32 +111,30 @@ def _rejected(source: int, damage: bson_stream.Damage, job: Job) -> Rejected:
 
 
 def by_product(places: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Divides what tells a product and its place among buckets of ids: a repeated id may be of another category."""
-    identities = repack_fields(places[['source', 'offset', 'length', 'product_id']])
-    yield from _divided(identities, places['product_id'] % BUCKETS)
+    """Divides places among buckets of ids: a repeated id may be of another category."""
+    yield from _divided(places, places['product_id'] % BUCKETS)
 
 
-def find_repeats(bucket: tuple[int, Iterable[np.ndarray]], job: Job) -> Iterator[Rejected]:
-    """The products that stand in their file already; the first of several is the one that counts.
+def unique_products(bucket: tuple[int, Iterable[np.ndarray]], job: Job) -> Iterator[np.ndarray | Rejected]:
+    """The places of products, PLACE [n], but for those whose id stands in the same file before them.
 
     Raises:
         CatalogueError: there is one, and job.skip is off.
     """
     places = np.concatenate(list(bucket[1]))
-    ordered = places[np.lexsort((places['offset'], places['source'], places['product_id']))]
-    same = (np.diff(ordered['product_id']) == 0) & (np.diff(ordered['source'].astype(int)) == 0)
-    for number in np.flatnonzero(same):
-        first, second = ordered[number], ordered[number + 1]
+    places = places[np.lexsort((places['offset'], places['source'], places['product_id']))]
+    repeats = np.zeros(len(places), bool)
+    repeats[1:] = (np.diff(places['product_id']) == 0) & (np.diff(places['source'].astype(int)) == 0)
+    for number in np.flatnonzero(repeats):
+        first, second = places[number - 1], places[number]
         rule = f'product {second["product_id"]} stands at byte {first["offset"]} already'
         damage = bson_stream.Damage(int(second['offset']), int(second['length']), rule, 'each may stand once')
         yield _rejected(int(second['source']), damage, job)
+    yield places[~repeats]
 
 
-def by_category(places: np.ndarray, repeats: list[Rejected]) -> Iterator[tuple[int, np.ndarray]]:
-    """Divides places, but for the repeats, among buckets of categories; test products are spread by id."""
-    for source in {rejected.source for rejected in repeats}:
-        offsets = [rejected.damage.offset for rejected in repeats if rejected.source == source]
-        places = places[(places['source'] != source) | ~np.isin(places['offset'], offsets)]
+def by_category(places: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Divides places among buckets of categories; test products are spread by id."""
     keys = np.where(places['label'] == NO_LABEL, places['product_id'], places['label'])
     yield from _divided(places, keys % BUCKETS)
 
@@ -163,11 +160,6 @@ def count(planned: tuple[str, np.ndarray]) -> tuple[str, tuple[int, ...]]:
     return name, (len(places), int(places['images'].sum()), len(known), int(places['length'].sum(dtype=np.int64)))
 
 
-def add_counts(counts: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
-    """The sum of what count() says."""
-    return tuple(map(sum, zip(*counts, strict=True))) or (0, 0, 0, 0)
-
-
 @dataclass(frozen=True)
 class Plan:
     """What will be written.
@@ -183,11 +175,15 @@ class Plan:
     rejected: int
 
 
-def make(totals: dict[str, tuple[int, ...]], *, rejected: int, job: Job) -> Plan:
-    """The plan for what was found."""
-    ordered = {name: totals[name] for name in split.SPLITS if name in totals}
-    shards = {name: split.shard_count(ordered[name][-1], shard_bytes=job.shard_bytes) for name in ordered}
-    return Plan(ordered, shards, rejected)
+def make(counts: Iterable[tuple[str, tuple[int, ...]]], *, rejected: int, job: Job) -> Plan:
+    """The plan for all that count() found."""
+    totals: dict[str, tuple[int, ...]] = {}
+    for name in split.SPLITS:
+        of_split = [numbers for split_name, numbers in counts if split_name == name]
+        if of_split:
+            totals[name] = tuple(map(sum, zip(*of_split, strict=True)))
+    shards = {name: split.shard_count(totals[name][-1], shard_bytes=job.shard_bytes) for name in totals}
+    return Plan(totals, shards, rejected)
 
 
 def by_shard(

@@ -24,29 +24,29 @@ PRODUCTS = 256  # read at a time: 2 MB
 REJECTED = 'rejected.jsonl'  # beside the shards: a line for each document that was left out
 
 
-def begin(totals: dict[str, tuple[int, ...]], rejected: list[plan.Rejected], job: plan.Job) -> plan.Plan:
+def begin(job: plan.Job, counts: list[tuple[str, tuple[int, ...]]], rejected: list[plan.Rejected]) -> plan.Plan:
     """Makes and notes the plan, and removes an earlier manifest just before its shards begin to be replaced.
 
     Args:
-        totals: what plan.count() says of each split.
-        rejected: all documents that are left out. Because they are waited for, all of the catalogue was good so far.
         job: the conversion.
+        counts: what plan.count() says of all products. Because they are waited for, all of the catalogue was good.
+        rejected: all documents that are left out.
 
     Raises:
         InputError: too many documents were rejected, or none is left to train on.
     """
-    documents = sum(counts[0] for counts in totals.values()) + len(rejected)
+    made = plan.make(counts, rejected=len(rejected), job=job)
+    documents = sum(numbers[0] for numbers in made.totals.values()) + len(rejected)
     path = storage.join(job.output_dir, REJECTED)
     if rejected:
-        _list_rejected(rejected, path, job)
+        _list_rejected(rejected, path)
     if len(rejected) > job.max_rejected * documents:
         raise InputError(
             f'{len(rejected):,} of {documents:,} documents can not be used, more than '
             f'--max_rejected={job.max_rejected}: {path} lists them; mend the catalogue or allow more'
         )
-    if 'train' not in totals:
+    if 'train' not in made.totals:
         raise InputError(f'{job.source(0)}: holds no product that can be used; get the file again')
-    made = plan.make(totals, rejected=len(rejected), job=job)
     storage.make_folder(storage.join(job.output_dir, JOURNAL))
     with storage.atomic_writer(storage.join(job.output_dir, JOURNAL, PLAN)) as file:
         file.write(json.dumps(dataclasses.asdict(made)).encode())
@@ -58,7 +58,7 @@ def begin(totals: dict[str, tuple[int, ...]], rejected: list[plan.Rejected], job
     return made
 
 
-def _list_rejected(rejected: list[plan.Rejected], path: str, job: plan.Job) -> None:
+def _list_rejected(rejected: list[plan.Rejected], path: str) -> None:
     with storage.atomic_writer(path) as file:
         for one in sorted(rejected, key=lambda one: (one.source, one.damage.offset)):
             row = {'file': plan.SOURCES[one.source], **dataclasses.asdict(one.damage)}
@@ -172,7 +172,7 @@ def _noted(name: str, identity: str, job: plan.Job) -> manifest.FileInfo | None:
     return made if manifest.checksum(path) == (made.bytes, made.crc32c) else None
 
 
-def finish(infos: list[manifest.FileInfo], planned: plan.Plan, job: plan.Job) -> None:
+def finish(planned: plan.Plan, infos: list[manifest.FileInfo], job: plan.Job) -> None:
     """Writes categories.csv and, last, manifest.json: from now on the shards can be read."""
     categories.write(job.label_map, job.output_dir)
     names = ('products', 'images', 'categories', 'source_bytes')

@@ -184,7 +184,7 @@ def test_the_manifest_is_written_last(converted):
 
 def test_an_earlier_manifest_goes_before_its_shards_are_replaced(source, tmp_path):
     (tmp_path / 'manifest.json').write_text('of an earlier run')
-    planned = shards.begin({'val': (2, 2, 1, 10), 'train': (1, 2, 3, 4)}, [], job(source, tmp_path))
+    planned = shards.begin(job(source, tmp_path), [('val', (2, 2, 1, 10)), ('train', (1, 2, 3, 4))], [])
     assert planned == plan.Plan({'train': (1, 2, 3, 4), 'val': (2, 2, 1, 10)}, {'train': 1, 'val': 1}, 0)
     assert contents(tmp_path) == {}
 
@@ -193,7 +193,7 @@ def test_nothing_is_replaced_before_all_products_are_known_to_stand_once(source,
     pipeline = beam.Pipeline(runner='FnApiRunner')
     convert._build(pipeline, job(source, tmp_path))
     steps = {step.full_label: step for step in pipeline.transforms_stack[0].parts}
-    assert [view.pvalue.producer.full_label for view in steps['Begin'].side_inputs] == ['Rejected']
+    assert [view.pvalue.producer.full_label for view in steps['Begin'].side_inputs] == ['Count', 'Rejected']
     assert [view.pvalue.producer.full_label for view in steps['ByShard'].side_inputs] == ['Begin']
 
 
@@ -234,7 +234,7 @@ def test_the_order_of_the_blocks_does_not_matter(source, converted, tmp_path):
     places = train_places(the_job)
     for order in itertools.permutations(np.array_split(places, 3)):
         planned = list(plan.split_categories((0, order), the_job))
-        made = plan.make(dict(plan.count(one) for one in planned), rejected=0, job=the_job)
+        made = plan.make([plan.count(one) for one in planned], rejected=0, job=the_job)
         for one in planned:
             for key, chosen in plan.by_shard(one, made, the_job):
                 info, _ = shards.write_shard((key, np.array_split(chosen, 3)[::-1]), the_job)
