@@ -22,6 +22,7 @@ PLACE = np.dtype(
         'formats': ('u1', 'i8', 'i4', 'u1', 'i8', 'i4'),
     }
 )
+BLOCK = 2**16  # places an element at least: dividing them among buckets leaves about a thousand for each
 BUCKETS = 64  # groups of whole categories: planned in parallel, about 1/64 of the metadata at a time
 
 
@@ -76,11 +77,12 @@ class Rejected:
 
 
 def index_source(source: int, job: Job) -> Iterator[np.ndarray | Rejected]:
-    """The products of a source file, PLACE [n] some thousands at a time, and what can't be used.
+    """The products of a source file, PLACE [about BLOCK] at a time, and what can't be used.
 
     Raises:
         CatalogueError: a document can't be used, or its category is not in category_names.csv, and job.skip is off.
     """
+    block: list[np.ndarray] = []
     for found in bson_stream.index(job.source(source), with_category=job.with_category(source)):
         if isinstance(found, bson_stream.Damage):
             yield _rejected(source, found, job)
@@ -95,7 +97,12 @@ def index_source(source: int, job: Job) -> Iterator[np.ndarray | Rejected]:
         places['source'], places['label'] = source, labels
         for name in ('offset', 'length', 'images', 'product_id'):
             places[name] = found[name]
-        yield places
+        block.append(places)
+        if sum(map(len, block)) >= BLOCK:
+            yield np.concatenate(block)
+            block.clear()
+    if block:
+        yield np.concatenate(block)
 
 
 def _unknown_category(entry: np.void, job: Job) -> bson_stream.Damage:
