@@ -161,8 +161,8 @@ taskmanager.memory.jvm-overhead.max: 192m
 cluster.evenly-spread-out-slots: true
 # Without this a job ends with its first lost task manager; Beam's --number_of_execution_retries doesn't reach Flink.
 restart-strategy.type: fixed-delay
-restart-strategy.fixed-delay.attempts: 4
-restart-strategy.fixed-delay.delay: 3 s
+restart-strategy.fixed-delay.attempts: 8
+restart-strategy.fixed-delay.delay: 2 s
 # A lost task manager is noticed after seconds: two messages to it that fail.
 heartbeat.interval: 1000
 # The cluster has Beam's jars itself, the same files that a job brings along.
