@@ -1,7 +1,8 @@
 """Runs a Beam job the same way from every program: runner flags, processes, one-line errors.
 
 In Beam 2.77 the plain `DirectRunner` first tries to download another runner and ignores the process count. So here the
-name stands for Beam's FnApiRunner with one process a core; every other Beam flag passes through as given.
+name stands for Beam's FnApiRunner with one process a core; every other Beam flag passes through as given. What Flink
+needs beyond that is in flink.py.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
 )
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
+from pipeline import flink
 from pipeline.errors import InputError
 
 
@@ -98,7 +100,7 @@ class Engine:
                 {metric.key.metric.name: metric.result for metric in told['counters']},
             )
         except Exception as error:
-            raise _input_error(error) or error from None
+            raise _input_error(error) or flink.input_error(error) or error from None
 
 
 def engine(argv: list[str]) -> Engine:
@@ -109,12 +111,16 @@ def engine(argv: list[str]) -> Engine:
 
     Raises:
         flags.Error: a flag, value or runner that Beam doesn't know either, or a stray word.
+        InputError: no Flink cluster answers.
     """
     options = _options(argv)
     runner = options.view_as(StandardOptions).runner or 'DirectRunner'
     if runner in ('DirectRunner', 'FnApiRunner'):
         _quiet_logs()
         _refuse_unknown(argv)
+    elif runner == 'FlinkRunner':
+        _quiet_logs()
+        flink.prepare(options)
     return Engine(_local_processes(argv, options) if runner == 'DirectRunner' else _runner(runner), options)
 
 
@@ -174,8 +180,9 @@ def _refuse_unknown(argv: list[str]) -> None:
 
 
 def _quiet_logs() -> None:
-    """Hides what Beam logs of a local run: notes on itself, and errors that are raised to us anyway."""
+    """Hides what Beam logs of a run: notes on itself, and errors that are raised to us anyway."""
     logging.getLogger('apache_beam').setLevel(logging.CRITICAL)
+    logging.getLogger().addFilter(flink.is_not_of_job_server)
 
 
 def _input_error(error: Exception) -> InputError | None:
