@@ -1,16 +1,16 @@
 """The tf.train.Example of one product, both ways, and the TFRecord framing around it.
 
-Writing needs no TensorFlow: conversion starts in a fraction of the time, and the same product always gives the same
-bytes (a serialised map has no fixed order, here the features stand in order of name). tests/pipeline/test_records.py
-holds both directions to what TensorFlow itself reads and writes.
+Only parse(), which training reads with, needs TensorFlow: conversion and inspection start in a fraction of the time.
+The same product always gives the same bytes (a serialised map has no fixed order, here the features stand in order of
+name). tests/pipeline/test_records.py holds both directions to what TensorFlow itself reads and writes.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO, NamedTuple
 
 import google_crc32c
 
@@ -32,13 +32,13 @@ class Product(NamedTuple):
     category_id: int
     label: int
     split: str
-    images: Sequence[bytes | memoryview]
+    images: tuple[bytes, ...]
 
 
 def encode(product: Product) -> bytes:
     """The serialised tf.train.Example: Features{map<name, Feature{one of BytesList, Int64List}>} in protobuf's form."""
     md5, length = b'', 0
-    images: list[bytes | memoryview] = []
+    images: list[bytes] = []
     for image in product.images:
         head = _head(1, len(image))
         images += (head, image)
@@ -48,6 +48,36 @@ def encode(product: Product) -> bytes:
     before = category + _bytes_entry_head(b'image_md5', len(md5)) + md5 + _bytes_entry_head(b'images', length)
     after = label + _int64_entry(b'product_id', product.product_id) + split
     return b''.join((_head(1, len(before) + length + len(after)), before, *images, after))
+
+
+def decode(record: bytes) -> Product:
+    """The product of a serialised tf.train.Example: features in any order, others beside ours, numbers packed.
+
+    Raises:
+        ValueError: says which rule of the format is broken.
+    """
+    return decode_with_md5(record)[0]
+
+
+def decode_with_md5(record: bytes) -> tuple[Product, tuple[bytes, ...]]:
+    """As decode(), and what image_md5 says, unchecked."""
+    features = {}
+    for _, *message in _parts(record, 0, len(record)):
+        for _, *entry in _parts(record, *message):
+            parts = {number: (start, end) for number, start, end in _parts(record, *entry, last=2)}
+            start, end = parts.get(1, (0, 0))
+            features[record[start:end].decode()] = parts.get(2, (0, 0))
+    split = _bytes_values(record, features, 'split')
+    if len(split) != 1:
+        raise ValueError(f'has {len(split)} values of split, must have 1')
+    product = Product(
+        _int64_value(record, features, 'product_id'),
+        _int64_value(record, features, 'category_id'),
+        _int64_value(record, features, 'label'),
+        split[0].decode(),
+        _bytes_values(record, features, 'images'),
+    )
+    return product, _bytes_values(record, features, 'image_md5')
 
 
 def frame(encoded: Iterable[bytes]) -> bytes:
@@ -62,6 +92,42 @@ def frame(encoded: Iterable[bytes]) -> bytes:
 def _frame_head(length: int) -> bytes:
     data = length.to_bytes(8, 'little')
     return data + masked_crc(data)
+
+
+class Frame(NamedTuple):
+    """A frame of a TFRecord file.
+
+    Attributes:
+        data: all its bytes; what is left of the file if its end can't be found.
+        record: the record in it.
+        problem: the rule it breaks, '' if none; then the record isn't what was written.
+    """
+
+    data: bytes
+    record: bytes
+    problem: str
+
+
+def frames(file: BinaryIO) -> Iterator[Frame]:
+    """All frames from the file's place on; after one whose end can't be found there are no more."""
+    while head := file.read(12):
+        if masked_crc(head[:8]) != head[8:]:
+            problem = "its length doesn't fit the checksum of the length" if len(head) == 12 else 'the file is cut off'
+            yield Frame(head + file.read(), b'', problem)
+            return
+        body = file.read(int.from_bytes(head[:8], 'little') + 4)
+        record, checksum = body[:-4], body[-4:]
+        problem = '' if masked_crc(record) == checksum else "its data don't fit their checksum"
+        if len(record) != int.from_bytes(head[:8], 'little'):
+            record, problem = b'', 'the file is cut off'
+        yield Frame(head + body, record, problem)
+
+
+def skip_frames(file: BinaryIO, count: int) -> None:
+    """Moves on by so many frames, reading only their lengths."""
+    for _ in range(count):
+        length = int.from_bytes(file.read(12)[:8], 'little')
+        file.seek(length + 4, 1)
 
 
 def masked_crc(data: bytes) -> bytes:
@@ -140,3 +206,64 @@ def _varint(value: int) -> bytes:
         value >>= 7
     out.append(value)
     return bytes(out)
+
+
+def _parts(data: bytes, place: int, end: int, *, last: int = 1) -> list[tuple[int, int, int]]:
+    """The fields of the message data[place:end], which are numbered 1 to `last`: number, start and end of each.
+
+    All fields of an Example are messages, bytes or packed numbers, which stand alike: key, length, bytes.
+
+    Raises:
+        ValueError: not such a message.
+    """
+    parts = []
+    while place + 1 < end:
+        key, length = data[place], data[place + 1]
+        place += 2
+        if length > 0x7F:
+            length, place = _read_varint(data, place - 1, end)
+        if key & 7 != 2 or not 1 <= key >> 3 <= last:
+            raise ValueError('is no tf.train.Example')
+        parts.append((key >> 3, place, place + length))
+        place += length
+    if place != end:
+        raise ValueError('is no tf.train.Example')
+    return parts
+
+
+def _read_varint(data: bytes, place: int, end: int) -> tuple[int, int]:
+    """The value of the varint at `place`, and where it ends."""
+    value = shift = 0
+    while place < end and shift < 70:  # 64 bits are ten times seven
+        byte = data[place]
+        place += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, place
+        shift += 7
+    raise ValueError('is no tf.train.Example')
+
+
+def _bytes_values(data: bytes, features: dict[str, tuple[int, int]], name: str) -> tuple[bytes, ...]:
+    return tuple([data[start:end] for _, start, end in _list(data, features, name, kind=1)])
+
+
+def _int64_value(data: bytes, features: dict[str, tuple[int, int]], name: str) -> int:
+    values = []
+    for _, place, end in _list(data, features, name, kind=3):
+        while place < end:
+            value, place = _read_varint(data, place, end)
+            values.append(value)
+    if len(values) != 1:
+        raise ValueError(f'has {len(values)} values of {name}, must have 1')
+    return (values[0] + 2**63) % 2**64 - 2**63  # negative numbers are stored as their two's complement
+
+
+def _list(data: bytes, features: dict[str, tuple[int, int]], name: str, *, kind: int) -> list[tuple[int, int, int]]:
+    """The parts of a feature's list, which must be of this kind: 1 bytes, 3 int64."""
+    if name not in features:
+        raise ValueError(f'has no {name}')
+    lists = _parts(data, *features[name], last=3)
+    if [number for number, _, _ in lists] != [kind]:
+        raise ValueError(f'has {name} of another type')
+    return _parts(data, *lists[0][1:])

@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -138,10 +139,10 @@ def _framed_products(places: np.ndarray, split_name: str, job: plan.Job) -> Iter
 
 
 def _products(documents: bson_stream.Documents, labels: np.ndarray, split_name: str) -> Iterator[records.Product]:
-    data = documents.data.data
+    data: Any = documents.data.data  # slices of it are views that pass for bytes
     ends = documents.starts + documents.lengths
     pictures = [
-        [data[start:end] for start, end in zip(*row, strict=True) if end]
+        tuple(data[start:end] for start, end in zip(*row, strict=True) if end)
         for row in zip(documents.starts.tolist(), ends.tolist(), strict=True)
     ]
     columns = documents.product_id.tolist(), documents.category_id.tolist(), labels.tolist()
