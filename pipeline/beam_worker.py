@@ -7,6 +7,8 @@ of a failed step, which the program gets anyway; what ends the worker itself is 
 Beam's FnApiRunner says in the environment what the worker must know. A Flink task manager (--environment_type=PROCESS)
 says only where to ask: `--id=ID --provision_endpoint=HOST:PORT`. Beam's answer to that is a Go program in its container
 images, which asks, installs what the job brought along, and starts the worker. Here all is installed.
+
+Beam's worker would live on, and write, for a minute or for ever when its program is killed; this one ends with it.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ import gc
 import logging
 import os
 import sys
+import threading
+import time
 
 
 def _ask(worker_id: str, endpoint: str) -> dict[str, str]:
@@ -38,16 +42,40 @@ def _ask(worker_id: str, endpoint: str) -> dict[str, str]:
     }
 
 
-if __name__ == '__main__':
+def end_with(program: int) -> None:
+    """Ends this process as soon as the program that started it is gone: its children then have another parent."""
+
+    def watch() -> None:
+        while os.getppid() == program:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def work() -> None:
+    """Does what the runner asks for, which the environment names, until the job is over."""
     logging.getLogger().addHandler(logging.NullHandler())
     from apache_beam.runners.worker import sdk_worker_main
 
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument('--id')
-    parser.add_argument('--provision_endpoint')
-    given, _ = parser.parse_known_args()
-    if given.provision_endpoint:
-        os.environ.update(_ask(given.id, given.provision_endpoint))
     gc.freeze()  # Beam's modules hold half a million objects; looking through them over and over costs time
     with open(os.devnull, 'w') as nowhere, contextlib.redirect_stderr(nowhere):
         sdk_worker_main.main(sys.argv)
+
+
+def main() -> None:
+    """Runs a worker as a program of its own."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument('--program', type=int)
+    parser.add_argument('--id')
+    parser.add_argument('--provision_endpoint')
+    given, _ = parser.parse_known_args()
+    if given.program:
+        end_with(given.program)
+    if given.provision_endpoint:
+        os.environ.update(_ask(given.id, given.provision_endpoint))
+    work()
+
+
+if __name__ == '__main__':
+    main()

@@ -15,6 +15,7 @@ from pipeline import program  # first: it quiets the logs of what is imported be
 
 # isort: split
 import contextlib
+import dataclasses
 import hashlib
 import threading
 import time
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> None:
     job = plan.Job(
         input_dir=INPUT_DIR.value,
         output_dir=OUTPUT_DIR.value,
-        label_map=categories.read_source(INPUT_DIR.value),
+        label_map=dataclasses.replace(categories.read_source(INPUT_DIR.value), names=()),  # each step carries it
         val_fraction=VAL_FRACTION.value,
         seed=SEED.value,
         shard_bytes=SHARD_MB.value * 10**6,

@@ -33,7 +33,7 @@ class Job:
     Attributes:
         input_dir: folder of the catalogue.
         output_dir: folder of the shards.
-        label_map: the categories and their labels.
+        label_map: the categories and their labels; without names.
         val_fraction: share of every category held out.
         seed: of split and order.
         shard_bytes: about how large a shard is.

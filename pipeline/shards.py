@@ -175,7 +175,7 @@ def _noted(name: str, identity: str, job: plan.Job) -> manifest.FileInfo | None:
 
 def finish(planned: plan.Plan, infos: list[manifest.FileInfo], job: plan.Job) -> None:
     """Writes categories.csv and, last, manifest.json: from now on the shards can be read."""
-    categories.write(job.label_map, job.output_dir)
+    categories.write(categories.read_source(job.input_dir), job.output_dir)
     names = ('products', 'images', 'categories', 'source_bytes')
     about = {
         'source': {
