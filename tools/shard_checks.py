@@ -12,6 +12,7 @@ picture, and three times as much again while they are compared: 2 GB for Cdiscou
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import multiprocessing
@@ -19,8 +20,7 @@ import os
 import re
 import signal
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -219,29 +219,41 @@ def _read_shards(
     if processes is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
         processes = min(cores, len(made.files), 1 + total // PROCESS_BYTES)
-    nameless = Categories(label_map.ids, ())  # the names would be sent along with every shard, for nothing
-    read = functools.partial(read_shard, folder=folder, label_map=nameless, seed=seed)
+    read = functools.partial(read_shard, folder=folder, label_map=label_map, seed=seed)
     shards = []
-    with program.progress(total=total, label='check', unit='B') as bar:
-        for file, shard in zip(made.files, _map(read, list(enumerate(made.files)), processes), strict=True):
+    with (
+        program.progress(total=total, label='check', unit='B') as bar,
+        contextlib.closing(_map(read, list(enumerate(made.files)), processes)) as found,
+    ):
+        for file, shard in zip(made.files, found, strict=True):
             shards.append(shard)
             bar.update(file.bytes)
     return shards
 
 
-def _map(function: Any, items: Sequence[Any], processes: int) -> Iterator[Any]:
+def _map(function: Callable[[Any], Any], items: Sequence[Any], processes: int) -> Generator[Any, None, None]:
+    """As map; closing it ends the processes."""
     if processes <= 1:
         yield from map(function, items)
         return
     # New processes instead of forks, which aren't safe once other threads run nor to be had everywhere; and no threads,
     # because most of the work is Python's.
-    context = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_ignore_interrupt) as pool:
-        yield from pool.map(function, items)
+    # They get the function once, not with every item: what waits in a pipe for a process can block the end.
+    with multiprocessing.get_context('spawn').Pool(processes, _begin, (function,)) as pool:
+        yield from pool.imap(_apply, items)
 
 
-def _ignore_interrupt() -> None:
+_function: Callable[[Any], Any]  # of this process
+
+
+def _begin(function: Callable[[Any], Any]) -> None:
+    global _function
+    _function = function
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process answers it and ends the workers
+
+
+def _apply(item: Any) -> Any:
+    return _function(item)
 
 
 @dataclass
@@ -277,7 +289,7 @@ def read_shard(item: tuple[int, FileInfo], *, folder: str, label_map: Categories
     Args:
         item: the file's number in the manifest, and the file.
         folder: where it lies.
-        label_map: the categories; their names aren't needed.
+        label_map: the categories.
         seed: of the order.
     """
     number, file = item
