@@ -14,13 +14,16 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import apache_beam as beam
 from absl import flags
+from apache_beam.metrics import Metrics
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.portability import python_urns
+from apache_beam.runners.portability.flink_runner import FlinkRunner
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
     BeamFnControlServicer,
@@ -31,6 +34,35 @@ from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from pipeline import flink
 from pipeline.errors import InputError
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the steps of a job told, all processes together.
+
+    Attributes:
+        spans: by name, when the first span() began and the last one ended, seconds since 1970.
+        counts: by name, how often count() was called.
+    """
+
+    spans: dict[str, tuple[float, float]]
+    counts: dict[str, int]
+
+
+@contextlib.contextmanager
+def span(name: str) -> Iterator[None]:
+    """Times what a step does, for the job's report."""
+    moments = Metrics.distribution('spans', name)
+    moments.update(time.time_ns() // 10**6)
+    try:
+        yield
+    finally:
+        moments.update(time.time_ns() // 10**6)
+
+
+def count(name: str) -> None:
+    """Counts something that a step does, for the job's report."""
+    Metrics.counter('counts', name).inc()
 
 
 @dataclass(frozen=True)
@@ -45,18 +77,32 @@ class Engine:
     runner: beam.runners.PipelineRunner
     options: PipelineOptions
 
-    def run(self, build: Callable[[beam.Pipeline], object]) -> None:
+    def run(self, build: Callable[[beam.Pipeline], object]) -> Report:
         """Builds a pipeline and runs it to its end.
 
         Args:
             build: adds the steps to the pipeline.
 
+        Returns:
+            what the steps told by span() and count().
+
         Raises:
-            InputError: a step raised one or an OSError, in whichever process; the message is the step's own.
+            InputError: a step raised one or an OSError, in whichever process; the message is the step's own. Or Flink
+                can't be reached or downloaded.
         """
+        if isinstance(self.runner, FlinkRunner):
+            flink.prepare(self.options)
         try:
-            with beam.Pipeline(runner=self.runner, options=self.options) as pipeline:
-                build(pipeline)
+            pipeline = beam.Pipeline(runner=self.runner, options=self.options)
+            build(pipeline)
+            result = pipeline.run()
+            result.wait_until_finish()
+            told = result.metrics().query()
+            spans = {metric.key.metric.name: metric.result for metric in told['distributions']}
+            return Report(
+                {name: (moments.min / 1000, moments.max / 1000) for name, moments in spans.items()},
+                {metric.key.metric.name: metric.result for metric in told['counters']},
+            )
         except Exception as error:
             raise _input_error(error) or flink.input_error(error) or error from None
 
@@ -69,7 +115,6 @@ def engine(argv: list[str]) -> Engine:
 
     Raises:
         flags.Error: a flag, value or runner that Beam doesn't know either, or a stray word.
-        InputError: no Flink cluster answers.
     """
     options = _options(argv)
     runner = options.view_as(StandardOptions).runner or 'DirectRunner'
@@ -78,7 +123,6 @@ def engine(argv: list[str]) -> Engine:
         _refuse_unknown(argv)
     elif runner == 'FlinkRunner':
         _quiet_logs()
-        flink.prepare(options)
     return Engine(_local_processes(argv, options) if runner == 'DirectRunner' else _runner(runner), options)
 
 

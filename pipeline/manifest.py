@@ -12,6 +12,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import google_crc32c
+
 from pipeline import storage
 from pipeline.errors import InputError
 
@@ -107,6 +109,16 @@ def read(folder: str, *, kind: str, remedy: str) -> Manifest:
         if not storage.exists(data_path) or storage.size(data_path) != entry.bytes:
             raise InputError(f'{data_path}: missing or not {entry.bytes} bytes long; make the {kind} again: {remedy}')
     return manifest
+
+
+def checksum(path: str) -> tuple[int, str]:
+    """Length and CRC32C (8 hexadecimal digits) of a whole file, as FileInfo has them."""
+    length, crc = 0, google_crc32c.Checksum()
+    with storage.open_read(path) as file:
+        while piece := file.read(2**24):
+            length += len(piece)
+            crc.update(piece)
+    return length, crc.hexdigest().decode()
 
 
 def _to_json(manifest: Manifest) -> bytes:

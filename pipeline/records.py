@@ -7,16 +7,18 @@ holds both directions to what TensorFlow itself reads and writes.
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import google_crc32c
 
+MD5_HEAD = b'\n\x10'  # before each MD5 in a list of byte strings: field 1, 16 bytes
 
-@dataclass(frozen=True)
-class Product:
-    """One product as the shards hold it.
+
+class Product(NamedTuple):
+    """One product as the shards hold it (a tuple, because there are millions).
 
     Attributes:
         product_id: Kaggle's _id.
@@ -30,27 +32,36 @@ class Product:
     category_id: int
     label: int
     split: str
-    images: tuple[bytes, ...]
+    images: Sequence[bytes | memoryview]
 
 
 def encode(product: Product) -> bytes:
     """The serialised tf.train.Example: Features{map<name, Feature{one of BytesList, Int64List}>} in protobuf's form."""
-    features = {
-        'category_id': _int64_feature(product.category_id),
-        'image_md5': _bytes_feature([hashlib.md5(image, usedforsecurity=False).digest() for image in product.images]),
-        'images': _bytes_feature(product.images),
-        'label': _int64_feature(product.label),
-        'product_id': _int64_feature(product.product_id),
-        'split': _bytes_feature([product.split.encode()]),
-    }
-    entries = (_field(1, _field(1, name.encode()) + _field(2, value)) for name, value in features.items())
-    return _field(1, b''.join(entries))
+    md5, length = b'', 0
+    images: list[bytes | memoryview] = []
+    for image in product.images:
+        head = _head(1, len(image))
+        images += (head, image)
+        length += len(head) + len(image)
+        md5 += MD5_HEAD + hashlib.md5(image, usedforsecurity=False).digest()
+    category, label, split = _category_entries(product.category_id, product.label, product.split)
+    before = category + _bytes_entry_head(b'image_md5', len(md5)) + md5 + _bytes_entry_head(b'images', length)
+    after = label + _int64_entry(b'product_id', product.product_id) + split
+    return b''.join((_head(1, len(before) + length + len(after)), before, *images, after))
 
 
-def frame(record: bytes) -> bytes:
-    """A record as it stands in a TFRecord file: uint64 length, its masked CRC32C, the data, its masked CRC32C."""
-    length = len(record).to_bytes(8, 'little')
-    return b''.join((length, masked_crc(length), record, masked_crc(record)))
+def frame(encoded: Iterable[bytes]) -> bytes:
+    """Records as they stand in a TFRecord file: each its uint64 length, the masked CRC32C of that, the data, theirs."""
+    pieces: list[bytes] = []
+    for record in encoded:
+        pieces += (_frame_head(len(record)), record, masked_crc(record))
+    return b''.join(pieces)
+
+
+@functools.lru_cache(2**16)
+def _frame_head(length: int) -> bytes:
+    data = length.to_bytes(8, 'little')
+    return data + masked_crc(data)
 
 
 def masked_crc(data: bytes) -> bytes:
@@ -80,8 +91,45 @@ def parse(serialized: Any) -> dict[str, Any]:
     return tf.io.parse_example(serialized, features)
 
 
+@functools.lru_cache(2**14)
+def _category_entries(category_id: int, label: int, split: str) -> tuple[bytes, bytes, bytes]:
+    """The entries that the products of a category share."""
+    name = split.encode()
+    split_entry = _bytes_entry_head(b'split', len(name) + 2) + _field(1, name)
+    return _int64_entry(b'category_id', category_id), _int64_entry(b'label', label), split_entry
+
+
+@functools.lru_cache(2**16)
+def _bytes_entry_head(name: bytes, length: int) -> bytes:
+    """What stands before a list of byte strings that has so many bytes."""
+    feature = _head(1, length)
+    inside = _field(1, name) + _head(2, len(feature) + length) + feature
+    return _head(1, len(inside) + length) + inside
+
+
+def _int64_entry(name: bytes, number: int) -> bytes:
+    """A feature of one number under its name."""
+    varint = _varint(number % 2**64)
+    return _int64_entry_head(name, len(varint)) + varint
+
+
+@functools.lru_cache(2**8)
+def _int64_entry_head(name: bytes, length: int) -> bytes:
+    """What stands before a number that takes so many bytes."""
+    feature = _head(1, length)
+    feature = _head(3, len(feature) + length) + feature
+    inside = _field(1, name) + _head(2, len(feature) + length) + feature
+    return _head(1, len(inside) + length) + inside
+
+
 def _field(number: int, data: bytes) -> bytes:
-    return bytes([number << 3 | 2]) + _varint(len(data)) + data
+    return _head(number, len(data)) + data
+
+
+@functools.lru_cache(2**16)
+def _head(number: int, length: int) -> bytes:
+    """What stands before a field of so many bytes."""
+    return bytes([number << 3 | 2]) + _varint(length)
 
 
 def _varint(value: int) -> bytes:
@@ -92,11 +140,3 @@ def _varint(value: int) -> bytes:
         value >>= 7
     out.append(value)
     return bytes(out)
-
-
-def _bytes_feature(values: tuple[bytes, ...] | list[bytes]) -> bytes:
-    return _field(1, b''.join(_field(1, value) for value in values))
-
-
-def _int64_feature(value: int) -> bytes:
-    return _field(3, _field(1, _varint(value % 2**64)))

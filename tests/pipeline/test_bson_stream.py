@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import bson
+import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import bson_stream
-from pipeline.bson_stream import MAX_DOCUMENT_BYTES, NO_CATEGORY, Document
+from pipeline import bson_stream, storage
+from pipeline.bson_stream import MAX_DOCUMENT_BYTES, NO_CATEGORY, Damage
 from pipeline.errors import CatalogueError, InputError
 from tests import catalogue
 
@@ -22,9 +23,39 @@ FIRST = catalogue.document(1, [JPEG], 1000)
 MEND = 'get the file again, or mend this document'
 
 
-def documents(folder: Path, data: bytes, *, with_category: bool = True) -> list[Document]:
+Product = tuple[int, int, tuple[bytes, ...]]
+
+
+def index(folder: Path, data: bytes, *, with_category: bool = True) -> tuple[list[tuple], list[Damage]]:
+    """The entries and the damage of a file with these bytes."""
     (folder / 'train.bson').write_bytes(data)
-    return list(bson_stream.documents(str(folder / 'train.bson'), with_category=with_category))
+    found = list(bson_stream.index(str(folder / 'train.bson'), with_category=with_category))
+    damage = [one for one in found if isinstance(one, Damage)]
+    return [row for one in found if not isinstance(one, Damage) for row in one.tolist()], damage
+
+
+def documents(folder: Path, data: bytes, *, with_category: bool = True) -> list[Product]:
+    """(id, category, pictures) of each document of a file with these bytes, read back by their places.
+
+    Raises:
+        CatalogueError: of the first damage.
+    """
+    entries, damage = index(folder, data, with_category=with_category)
+    path = str(folder / 'train.bson')
+    if damage:
+        raise damage[0].error(path)
+    rows = np.array(entries, bson_stream.ENTRY)
+    with storage.open_ranges(path) as file:
+        read = bson_stream.read(file, rows['offset'], rows['length'], with_category=with_category)
+    assert rows['product_id'].tolist() == read.product_id.tolist()
+    assert rows['category_id'].tolist() == read.category_id.tolist()
+    assert rows['images'].tolist() == read.images.tolist()
+    found = []
+    for number, count in enumerate(read.images.tolist()):
+        places = zip(read.starts[number, :count], read.lengths[number, :count], strict=True)
+        images = tuple(read.data[start : start + length].tobytes() for start, length in places)
+        found.append((int(read.product_id[number]), int(read.category_id[number]), images))
+    return found
 
 
 def fields(**changes: Any) -> dict[str, Any]:
@@ -41,23 +72,19 @@ def test_documents_come_in_order_each_with_its_place(tmp_path):
         catalogue.document(5, pictures[5:], 1000),
     ]
     sizes = [len(one) for one in data]
+    assert index(tmp_path, b''.join(data)) == (
+        [(0, sizes[0], 1, 7, 1000), (sizes[0], sizes[1], 4, 3, 1010), (sizes[0] + sizes[1], sizes[2], 1, 5, 1000)],
+        [],
+    )
     assert documents(tmp_path, b''.join(data)) == [
-        Document(0, sizes[0], 7, 1000, tuple(pictures[:1])),
-        Document(sizes[0], sizes[1], 3, 1010, tuple(pictures[1:5])),
-        Document(sizes[0] + sizes[1], sizes[2], 5, 1000, tuple(pictures[5:])),
+        (7, 1000, tuple(pictures[:1])),
+        (3, 1010, tuple(pictures[1:5])),
+        (5, 1000, tuple(pictures[5:])),
     ]
 
 
-def test_a_document_can_be_read_alone_by_its_place():
-    file = io.BytesIO(FIRST + catalogue.document(2, [JPEG], 1000))
-    for offset, product_id in ((len(FIRST), 2), (0, 1), (len(FIRST), 2)):
-        document = bson_stream.read_document(file, offset, path='x', with_category=True)
-        assert (document.offset, document.product_id) == (offset, product_id)
-
-
 def test_a_test_document_has_no_category(tmp_path):
-    (document,) = documents(tmp_path, catalogue.document(1, [JPEG]), with_category=False)
-    assert document.category_id == NO_CATEGORY == -1
+    assert documents(tmp_path, catalogue.document(1, [JPEG]), with_category=False) == [(1, NO_CATEGORY, (JPEG,))]
 
 
 def test_an_empty_file_has_no_documents(tmp_path):
@@ -69,19 +96,19 @@ def test_an_empty_file_has_no_documents(tmp_path):
     [
         {'category_id': 1000, 'imgs': [{'picture': JPEG}], '_id': 2},
         fields(_id=bson.Int64(2), category_id=bson.Int64(1000)),
+        fields(_id=2.0, category_id=1000.0),
         fields(more='text', nothing=float('nan')),
         fields(imgs=[{'size': 1, 'picture': bson.Binary(JPEG, 0)}]),
     ],
-    ids=['another order', '64-bit ids', 'further fields', 'further fields of a picture'],
+    ids=['another order', '64-bit ids', 'doubles', 'further fields', 'further fields of a picture'],
 )
 def test_what_says_the_same_in_another_way_is_accepted(tmp_path, values):
     data = bson.encode(values)
-    assert documents(tmp_path, data) == [Document(0, len(data), 2, 1000, (JPEG,))]
+    assert documents(tmp_path, data) == [(2, 1000, (JPEG,))]
 
 
 def test_ids_may_have_64_bits(tmp_path):
-    (document,) = documents(tmp_path, bson.encode(fields(_id=2**63 - 1, category_id=2**62)))
-    assert (document.product_id, document.category_id) == (2**63 - 1, 2**62)
+    assert documents(tmp_path, bson.encode(fields(_id=2**63 - 1, category_id=2**62))) == [(2**63 - 1, 2**62, (JPEG,))]
 
 
 def png() -> bytes:
@@ -94,7 +121,16 @@ NO_PICTURES = f'product 2 has no pictures; imgs must be [{{picture: binary}}, ..
 WRONG_FIELDS = {
     '_id missing': (fields(_id=None), f'_id must be a whole number of 0 or more, is None; {MEND}'),
     '_id text': (fields(_id='2'), f"_id must be a whole number of 0 or more, is '2'; {MEND}"),
-    '_id fraction': (fields(_id=2.0), f'_id must be a whole number of 0 or more, is 2.0; {MEND}'),
+    '_id fraction': (fields(_id=2.5), f'_id must be a whole number of 0 or more, is 2.5; {MEND}'),
+    '_id double too large to be exact': (
+        fields(_id=2.0**54),
+        f'_id must be a whole number of 0 or more, is 1.8014398509481984e+16; {MEND}',
+    ),
+    '_id not a number': (fields(_id=float('nan')), f'_id must be a whole number of 0 or more, is nan; {MEND}'),
+    'five pictures': (
+        fields(imgs=[{'picture': JPEG}] * 5),
+        f'product 2 has 5 pictures, at most 4 are allowed; {MEND}',
+    ),
     '_id true': (fields(_id=True), f'_id must be a whole number of 0 or more, is True; {MEND}'),
     '_id negative': (fields(_id=-1), f'_id must be a whole number of 0 or more, is -1; {MEND}'),
     'category missing': (fields(category_id=None), f'product 2: category_id must be a whole number, is None; {MEND}'),
@@ -199,7 +235,7 @@ def test_no_damage_gives_any_other_error(tmp_path, bit):
 
 def test_a_missing_file_is_one_line(tmp_path):
     with pytest.raises(InputError, match=f'^{re.escape(f"{tmp_path}/none.bson: no such file")}$'):
-        list(bson_stream.documents(f'{tmp_path}/none.bson', with_category=True))
+        list(bson_stream.index(f'{tmp_path}/none.bson', with_category=True))
 
 
 @pytest.mark.parametrize('size', [(180, 180), (1, 300), (65500, 1)])
