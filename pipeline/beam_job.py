@@ -26,6 +26,7 @@ from apache_beam.metrics import Metrics
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.portability import python_urns
 from apache_beam.portability.api import endpoints_pb2
+from apache_beam.runners.portability.flink_runner import FlinkRunner
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
     BeamFnControlServicer,
@@ -90,8 +91,11 @@ class Engine:
             what the steps told by span() and count().
 
         Raises:
-            InputError: a step raised one or an OSError, in whichever process; the message is the step's own.
+            InputError: a step raised one or an OSError, in whichever process; the message is the step's own. Or Flink
+                can't be reached or downloaded.
         """
+        if isinstance(self.runner, FlinkRunner):
+            flink.prepare(self.options)
         try:
             pipeline = beam.Pipeline(runner=self.runner, options=self.options)
             build(pipeline)
@@ -115,7 +119,6 @@ def engine(argv: list[str]) -> Engine:
 
     Raises:
         flags.Error: a flag, value or runner that Beam doesn't know either, or a stray word.
-        InputError: no Flink cluster answers.
     """
     options = _options(argv)
     runner = options.view_as(StandardOptions).runner or 'DirectRunner'
@@ -124,7 +127,6 @@ def engine(argv: list[str]) -> Engine:
         _refuse_unknown(argv)
     elif runner == 'FlinkRunner':
         _quiet_logs()
-        flink.prepare(options)
     return Engine(_local_processes(argv, options) if runner == 'DirectRunner' else _runner(runner), options)
 
 

@@ -18,7 +18,6 @@ import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from absl import flags
 from apache_beam.options.pipeline_options import FlinkRunnerOptions, JobServerOptions, PipelineOptions, PortableOptions
 from apache_beam.runners.portability.flink_runner import MAGIC_HOST_NAMES, FlinkRunner
 
@@ -30,16 +29,15 @@ ANSWER_SECONDS = 10
 
 
 def prepare(options: PipelineOptions) -> None:
-    """Fills in Beam's options for Flink where the command line leaves them open.
+    """Fills in Beam's options for Flink where the command line leaves them open, just before a job.
 
     Raises:
-        flags.Error: the job server's jar isn't there.
-        InputError: no cluster answers.
+        InputError: the job server's jar isn't there, or no cluster answers.
     """
     flink, portable = options.view_as(FlinkRunnerOptions), options.view_as(PortableOptions)
     jar = flink.flink_job_server_jar
     if jar and '://' not in jar and not os.path.exists(jar):
-        raise flags.Error(f'--flink_job_server_jar={jar}: no such file; tools/flink.sh fetch gets one')
+        raise InputError(f'--flink_job_server_jar={jar}: no such file; tools/flink.sh fetch gets one')
     folder = _temporary_folder()
     server = options.view_as(JobServerOptions)
     server.job_server_jvm_properties = [f'-Djava.io.tmpdir={folder}', *server.job_server_jvm_properties]

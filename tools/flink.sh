@@ -184,7 +184,8 @@ flags() {
 # launch NAME HEAP CLASS [ARGUMENT...]: a JVM in a process group of its own, which its Python workers belong to as well.
 launch() {
     local name=$1 heap=$2 class=$3 module
-    local -a options=(-Xmx"$heap" -Djava.io.tmpdir="$RUN/tmp")
+    local -a options=(-Xmx"$heap" -Djava.io.tmpdir="$RUN/tmp" -Dorg.slf4j.simpleLogger.showDateTime=true
+        -Dorg.slf4j.simpleLogger.dateTimeFormat='yyyy-MM-dd HH:mm:ss.SSS')
     shift 3
     for module in $(java_modules opens); do options+=(--add-opens="$module=ALL-UNNAMED"); done
     for module in $(java_modules exports); do options+=(--add-exports="$module=ALL-UNNAMED"); done
@@ -234,6 +235,7 @@ status() {
         name=$(basename "$file" .pid)
         if kill -0 "$(<"$file")" 2>/dev/null; then echo "$name: process $(<"$file")"; else echo "$name: ended"; fi
     done
+    PORT=$(sed -n 's/^rest.port: //p' "$RUN/config.yaml")  # as it was started, whatever the environment says now
     echo "task managers that the job manager knows: $(task_managers); http://127.0.0.1:$PORT/overview"
     echo "flags (or --flagfile=$RUN/flags):"
     sed 's/^/  /' "$RUN/flags"

@@ -9,7 +9,6 @@ import socket
 import tempfile
 
 import pytest
-from absl import flags
 from apache_beam.options.pipeline_options import JobServerOptions, PipelineOptions, PortableOptions
 
 from pipeline import beam_job, flink
@@ -25,6 +24,10 @@ def prepared(*words: str) -> PipelineOptions:
     options = PipelineOptions(list(words))
     flink.prepare(options)
     return options
+
+
+def run(*words: str) -> None:
+    beam_job.engine(['--runner=FlinkRunner', *words]).run(lambda pipeline: pytest.fail('must not be built'))
 
 
 def test_without_a_cluster_there_is_a_worker_process_a_core():
@@ -48,10 +51,9 @@ def test_what_the_command_line_says_stays():
 
 
 def test_a_missing_jar_is_named():
-    with pytest.raises(
-        flags.Error, match='^--flink_job_server_jar=no.jar: no such file; tools/flink.sh fetch gets one$'
-    ):
-        beam_job.engine(['--runner=FlinkRunner', '--flink_job_server_jar=no.jar'])
+    error = '--flink_job_server_jar=no.jar: no such file; tools/flink.sh fetch gets one'
+    with pytest.raises(InputError, match=f'^{error}$'):
+        run('--flink_job_server_jar=no.jar')
 
 
 @pytest.mark.parametrize('scheme', ['', 'http://'])
@@ -60,7 +62,7 @@ def test_a_cluster_that_does_not_answer_is_named_at_once(scheme):
         taken.bind(('127.0.0.1', 0))
         master = f'{scheme}127.0.0.1:{taken.getsockname()[1]}'
         with pytest.raises(InputError, match=f'^--flink_master={master}: no Flink cluster answers .*refused'):
-            beam_job.engine(['--runner=FlinkRunner', f'--flink_master={master}'])
+            run(f'--flink_master={master}')
 
 
 def test_a_job_server_that_cannot_be_downloaded_is_one_line_with_the_remedy():
