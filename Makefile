@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3 python; do \
 BIN := .venv/bin
 LATEST := .venv-latest/bin
 
-.PHONY: setup demo test check test-flink test-latest clean
+.PHONY: setup demo test check test-flink test-latest bench clean
 
 setup: .venv/installed
 
@@ -37,6 +37,10 @@ test-flink: .venv/installed
 # The newest TensorFlow, for which no tensorflow-io is built.
 test-latest: .venv-latest/installed
 	$(LATEST)/python -m pytest -m "not slow"
+
+# Half an hour at most, 15 GB of disk; nothing else should run meanwhile.
+bench: .venv/installed
+	$(BIN)/python -m tools.bench convert --json=bench.json
 
 .venv/installed: constraints.txt setup.cfg pyproject.toml
 	$(call install,.venv,constraints.txt)
