@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import google_crc32c
@@ -25,19 +25,37 @@ PRODUCTS = 512  # read at a time: 4 MB
 REJECTED = 'rejected.jsonl'  # beside the shards: a line for each document that was left out
 
 
-def begin(job: plan.Job, counts: list[tuple[str, tuple[int, ...]]], rejected: list[plan.Rejected]) -> plan.Plan:
-    """Makes and notes the plan, and removes an earlier manifest just before its shards begin to be replaced.
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What will be written.
+
+    Attributes:
+        totals: of train, val and test, but for splits without products.
+        rejected: documents left out.
+    """
+
+    totals: tuple[plan.Total, ...]
+    rejected: int
+
+    @property
+    def shards(self) -> int:
+        """How many files."""
+        return sum(total.shards for total in self.totals)
+
+
+def begin(job: plan.Job, totals: list[plan.Total], rejected: list[plan.Rejected]) -> Plan:
+    """Notes the plan, and removes an earlier manifest just before its shards begin to be replaced.
 
     Args:
         job: the conversion.
-        counts: what plan.count() says of all products. Because they are waited for, all of the catalogue was good.
+        totals: of all splits, in any order. Because they are waited for, all of the catalogue was good.
         rejected: all documents that are left out.
 
     Raises:
         InputError: too many documents were rejected, or none is left to train on.
     """
-    made = plan.make(counts, rejected=len(rejected), job=job)
-    documents = sum(numbers[0] for numbers in made.totals.values()) + len(rejected)
+    made = Plan(tuple(sorted(totals, key=lambda total: split.SPLITS.index(total.split))), len(rejected))
+    documents = sum(total.products for total in totals) + len(rejected)
     path = storage.join(job.output_dir, REJECTED)
     if rejected:
         _list_rejected(rejected, path)
@@ -46,7 +64,7 @@ def begin(job: plan.Job, counts: list[tuple[str, tuple[int, ...]]], rejected: li
             f'{len(rejected):,} of {documents:,} documents can not be used, more than '
             f'--max_rejected={job.max_rejected}: {path} lists them; mend the catalogue or allow more'
         )
-    if 'train' not in made.totals:
+    if not any(total.split == 'train' for total in totals):
         raise InputError(f'{job.source(0)}: holds no product that can be used; get the file again')
     storage.make_folder(storage.join(job.output_dir, JOURNAL))
     with storage.atomic_writer(storage.join(job.output_dir, JOURNAL, PLAN)) as file:
@@ -71,10 +89,27 @@ def is_planned(job: plan.Job) -> bool:
     return storage.exists(storage.join(job.output_dir, JOURNAL, PLAN))
 
 
-def read_plan(job: plan.Job) -> plan.Plan:
+def read_plan(job: plan.Job) -> Plan:
     """The plan of the conversion that is under way."""
     with storage.open_read(storage.join(job.output_dir, JOURNAL, PLAN)) as file:
-        return plan.Plan(**json.loads(file.read()))
+        noted = json.loads(file.read())
+    return Plan(tuple(plan.Total(**total) for total in noted['totals']), noted['rejected'])
+
+
+def forget_plan(job: plan.Job) -> None:
+    """Removes the plan of an earlier run; its notes on finished shards stay."""
+    path = storage.join(job.output_dir, JOURNAL, PLAN)
+    if storage.exists(path):
+        storage.remove(path)
+
+
+def end(job: plan.Job) -> None:
+    """Removes the journal; after a plan alone, an interrupted run's notes on finished shards stay."""
+    folder = storage.join(job.output_dir, JOURNAL)
+    if job.plan_only and any(name.endswith('.tfrecord.json') for name in storage.list_names(folder)):
+        forget_plan(job)
+    else:
+        storage.remove(folder)
 
 
 def finished(job: plan.Job) -> int:
@@ -82,14 +117,8 @@ def finished(job: plan.Job) -> int:
     return max(0, len(storage.list_names(storage.join(job.output_dir, JOURNAL))) - 1)
 
 
-def write_shard(
-    shard: tuple[tuple[str, int, int], Iterable[np.ndarray]], job: plan.Job
-) -> tuple[manifest.FileInfo, bool]:
+def write_shard(shard: plan.Shard, job: plan.Job) -> tuple[manifest.FileInfo, bool]:
     """Writes one shard, or finds that it is there already.
-
-    Args:
-        shard: ((split, shard, number of shards), PLACE [n] of its products in any order and division).
-        job: the conversion.
 
     Returns:
         the file, and whether it was written by an earlier, interrupted run.
@@ -97,37 +126,29 @@ def write_shard(
     Raises:
         InputError: a source file changed after it was indexed.
     """
-    key, blocks = shard
-    name, places = split.shard_name(*key), np.concatenate(list(blocks))
-    places = places[np.lexsort((places['product_id'], split.order_hashes(places['product_id'], seed=job.seed)))]
-    identity = _identity(places, job)
-    kept = _noted(name, identity, job)
+    identity = _identity(shard, job)
+    images = int(shard.places['images'].sum())
+    kept = _noted(shard.name, identity, job)
     if kept:
-        return kept, True
+        return manifest.FileInfo(shard.name, shard.split, len(shard.places), images, *kept), True
     length, checksum = 0, google_crc32c.Checksum()
-    with storage.atomic_writer(storage.join(job.output_dir, name)) as file:
-        for framed in _framed_products(places, key[0], job):
+    with storage.atomic_writer(storage.join(job.output_dir, shard.name)) as file:
+        for framed in _framed_products(shard, job):
             file.write(framed)
             storage.begin_sync(file)
             checksum.update(framed)
             length += len(framed)
-    images = int(places['images'].sum())
-    made = manifest.FileInfo(name, key[0], len(places), images, length, checksum.hexdigest().decode())
-    note = {'identity': identity, 'file': dataclasses.asdict(made)}
-    with storage.atomic_writer(_note_path(name, job)) as file:
-        file.write(json.dumps(note).encode())
-    return made, False
+    crc = checksum.hexdigest().decode()
+    with storage.atomic_writer(_note_path(shard.name, job)) as file:
+        file.write(json.dumps({'identity': identity, 'bytes': length, 'crc32c': crc}).encode())
+    return manifest.FileInfo(shard.name, shard.split, len(shard.places), images, length, crc), False
 
 
-def _framed_products(places: np.ndarray, split_name: str, job: plan.Job) -> Iterator[bytes]:
-    """The products as TFRecord frames, some hundreds at a time; all of one shard are of one source.
-
-    Few enough at a time that what is read stays in the processor's cache until it is written.
-    """
-    source = int(places['source'][0])
-    path, with_category = job.source(source), job.with_category(source)
+def _framed_products(shard: plan.Shard, job: plan.Job) -> Iterator[bytes]:
+    """The products as TFRecord frames, some hundreds at a time, so that a process never holds a shard."""
+    path, with_category = job.source(shard.source), job.with_category(shard.source)
     with storage.open_ranges(path) as file:
-        parts = np.array_split(places, -(-len(places) // PRODUCTS))
+        parts = np.array_split(shard.places, -(-len(shard.places) // PRODUCTS))
         for some, following in zip(parts, [*parts[1:], parts[0][:0]], strict=True):
             file.prefetch(following['offset'], following['length'])
             documents = bson_stream.read(file, some['offset'], some['length'], with_category=with_category)
@@ -135,7 +156,7 @@ def _framed_products(places: np.ndarray, split_name: str, job: plan.Job) -> Iter
             same &= job.label_map.labels(documents.category_id) == some['label']
             if not same.all():
                 raise InputError(f'{path}: changed while it was read; run the conversion again')
-            yield records.frame(map(records.encode, _products(documents, some['label'], split_name)))
+            yield records.frame(map(records.encode, _products(documents, some['label'], shard.split)))
 
 
 def _products(documents: bson_stream.Documents, labels: np.ndarray, split_name: str) -> Iterator[records.Product]:
@@ -149,34 +170,38 @@ def _products(documents: bson_stream.Documents, labels: np.ndarray, split_name: 
     return itertools.starmap(records.Product, zip(*columns, itertools.repeat(split_name), pictures))
 
 
-def _identity(places: np.ndarray, job: plan.Job) -> str:
+def _identity(shard: plan.Shard, job: plan.Job) -> str:
     """What decides the bytes of a shard: SHA-256, in hexadecimal."""
     settings = [manifest.FORMAT_VERSION, job.sources, job.seed, job.val_fraction, job.shard_bytes]
     known = json.dumps([*settings, job.label_map.digest()], sort_keys=True).encode()
-    return hashlib.sha256(known + places.tobytes()).hexdigest()
+    return hashlib.sha256(known + shard.places.tobytes()).hexdigest()
 
 
 def _note_path(name: str, job: plan.Job) -> str:
     return storage.join(job.output_dir, JOURNAL, f'{name}.json')
 
 
-def _noted(name: str, identity: str, job: plan.Job) -> manifest.FileInfo | None:
-    """The shard as noted, if it is of this identity and its bytes are still those."""
-    if not storage.exists(_note_path(name, job)):
+def _noted(name: str, identity: str, job: plan.Job) -> tuple[int, str] | None:
+    """Length and checksum of the shard as noted, if it is of this identity and its bytes are still those.
+
+    A note that is damaged itself counts as none.
+    """
+    path = storage.join(job.output_dir, name)
+    if not (storage.exists(_note_path(name, job)) and storage.exists(path)):
         return None
     with storage.open_read(_note_path(name, job)) as file:
-        note = json.loads(file.read())
-    path = storage.join(job.output_dir, name)
-    if note['identity'] != identity or not storage.exists(path):
+        text = file.read()
+    try:
+        note = json.loads(text)
+        known, made = note['identity'], (note['bytes'], note['crc32c'])
+    except (ValueError, KeyError, TypeError):
         return None
-    made = manifest.FileInfo(**note['file'])
-    return made if manifest.checksum(path) == (made.bytes, made.crc32c) else None
+    return made if known == identity and manifest.checksum(path) == made else None
 
 
-def finish(planned: plan.Plan, infos: list[manifest.FileInfo], job: plan.Job) -> None:
+def finish(planned: Plan, infos: list[manifest.FileInfo], job: plan.Job) -> None:
     """Writes categories.csv and, last, manifest.json: from now on the shards can be read."""
     categories.write(categories.read_source(job.input_dir), job.output_dir)
-    names = ('products', 'images', 'categories', 'source_bytes')
     about = {
         'source': {
             name: {key: value for key, value in source.items() if key != 'modified_ns'}
@@ -188,11 +213,15 @@ def finish(planned: plan.Plan, infos: list[manifest.FileInfo], job: plan.Job) ->
         'rejected': planned.rejected,
         'categories': len(job.label_map),
         'label_map_digest': job.label_map.digest(),
-        'splits': {name: dict(zip(names, counts, strict=True)) for name, counts in planned.totals.items()},
+        'splits': {total.split: _counts(total) for total in planned.totals},
     }
     files = tuple(sorted(infos, key=lambda info: info.name))
-    for name, counts in planned.totals.items():
-        written = sum(info.products for info in files if info.split == name)
-        if written != counts[0]:
-            raise RuntimeError(f'{written} products of {counts[0]} were written to the shards of {name}')
+    for total in planned.totals:
+        written = sum(info.products for info in files if info.split == total.split)
+        if written != total.products:
+            raise RuntimeError(f'{written} products of {total.products} were written to the shards of {total.split}')
     manifest.write(manifest.Manifest('shards', about, files), job.output_dir)
+
+
+def _counts(total: plan.Total) -> dict[str, int]:
+    return {name: getattr(total, name) for name in ('products', 'images', 'categories', 'source_bytes')}
