@@ -136,7 +136,7 @@ def _local_processes(argv: list[str], options: PipelineOptions) -> FnApiRunner:
         return FnApiRunner()
     if not any(word.startswith('--direct_num_workers') for word in argv):
         direct.direct_num_workers = os.cpu_count()
-    command = f'exec {shlex.quote(sys.executable)} -m pipeline.beam_worker'
+    command = f'exec {shlex.quote(sys.executable)} -m pipeline.beam_worker {os.getpid()}'
     return FnApiRunner(SubprocessSDKEnvironment.from_command_string(command))
 
 

@@ -75,11 +75,12 @@ def main(argv: list[str]) -> None:
     source_bytes = sum(source['bytes'] for source in job.sources)
     print(f'converting {source_bytes / 1e6:,.1f} MB of {job.input_dir} into {job.output_dir}', flush=True)
     storage.make_folder(job.output_dir)
+    shards.forget_plan(job)
     with _shown_progress(job):
         report = engine.run(lambda pipeline: _build(pipeline, job))
     _print_plan(job)
     _print_times(report, seconds=time.time() - started, source_bytes=source_bytes)
-    storage.remove(storage.join(job.output_dir, shards.JOURNAL))
+    shards.end(job)
     if job.plan_only:
         print('no shards were written; next: the same command without --plan_only')
         return

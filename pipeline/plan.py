@@ -13,6 +13,7 @@ import numpy as np
 from numpy.lib.recfunctions import repack_fields
 
 from pipeline import bson_stream, categories, split, storage
+from pipeline.errors import CatalogueError
 
 SOURCES = ('train.bson', 'test.bson')
 NO_LABEL = -1  # of the products of test.bson
@@ -23,6 +24,8 @@ PLACE = np.dtype(
         'formats': ('u1', 'i8', 'i4', 'u1', 'i8', 'i4'),
     }
 )
+MAX_LISTED = 100_000  # rejected documents of a source that are collected (a kilobyte each) though they may be too many
+SMALLEST_PRODUCT = 256  # bytes; the smallest JPEG of 180x180 pixels has more
 BUCKETS = 64  # groups of whole categories: planned in parallel, about 1/64 of the metadata at a time
 
 
@@ -80,8 +83,21 @@ def index_source(source: int, job: Job) -> Iterator[np.ndarray | Rejected]:
     """The products of a source file, PLACE [n] some thousands at a time, and what can't be used.
 
     Raises:
-        CatalogueError: a document can't be used, or its category is not in category_names.csv, and job.skip is off.
+        CatalogueError: a document can't be used, or its category is not in category_names.csv, and job.skip is off; or
+            more than MAX_LISTED can't be used, and that is too many however many products follow.
     """
+    most = sum(known['bytes'] for known in job.sources) // SMALLEST_PRODUCT
+    rejected = 0
+    for found in _indexed(source, job):
+        if isinstance(found, Rejected):
+            rejected += 1
+            if rejected > max(MAX_LISTED, job.max_rejected * (rejected + most)):
+                rule = f'more than {rejected - 1:,} documents can not be used, too many for --max_rejected='
+                raise CatalogueError(f'{found.damage.error(job.source(source))} ({rule}{job.max_rejected})')
+        yield found
+
+
+def _indexed(source: int, job: Job) -> Iterator[np.ndarray | Rejected]:
     for found in bson_stream.index(job.source(source), with_category=job.with_category(source)):
         if isinstance(found, bson_stream.Damage):
             yield _rejected(source, found, job)

@@ -63,6 +63,22 @@ def _list_rejected(rejected: list[plan.Rejected], path: str, job: plan.Job) -> N
             file.write((json.dumps(row) + '\n').encode())
 
 
+def forget_plan(job: plan.Job) -> None:
+    """Removes the plan of an earlier run; its notes on finished shards stay."""
+    path = storage.join(job.output_dir, JOURNAL, PLAN)
+    if storage.exists(path):
+        storage.remove(path)
+
+
+def end(job: plan.Job) -> None:
+    """Removes the journal; after a plan alone, an interrupted run's notes on finished shards stay."""
+    folder = storage.join(job.output_dir, JOURNAL)
+    if job.plan_only and any(name.endswith('.tfrecord.json') for name in storage.list_names(folder)):
+        forget_plan(job)
+    else:
+        storage.remove(folder)
+
+
 def is_planned(job: plan.Job) -> bool:
     """Whether the conversion that is under way has got past its plan."""
     return storage.exists(storage.join(job.output_dir, JOURNAL, PLAN))
@@ -98,18 +114,18 @@ def write_shard(
     name, places = split.shard_name(*key), np.concatenate(list(blocks))
     places.sort(order=['source', 'offset'])
     identity = _identity(places, job)
+    images = int(places['images'].sum())
     kept = _noted(name, identity, job)
     if kept:
-        return kept, True
+        return manifest.FileInfo(name, key[0], len(places), images, *kept), True
     length, checksum = 0, google_crc32c.Checksum()
     with storage.atomic_writer(storage.join(job.output_dir, name)) as file:
         for framed in _framed_products(places, key[0], job):
             file.write(framed)
             checksum.update(framed)
             length += len(framed)
-    images = int(places['images'].sum())
     made = manifest.FileInfo(name, key[0], len(places), images, length, checksum.hexdigest().decode())
-    note = {'identity': identity, 'file': dataclasses.asdict(made)}
+    note = {'identity': identity, 'bytes': made.bytes, 'crc32c': made.crc32c}
     with storage.atomic_writer(_note_path(name, job)) as file:
         file.write(json.dumps(note).encode())
     return made, False
@@ -152,17 +168,22 @@ def _note_path(name: str, job: plan.Job) -> str:
     return storage.join(job.output_dir, JOURNAL, f'{name}.json')
 
 
-def _noted(name: str, identity: str, job: plan.Job) -> manifest.FileInfo | None:
-    """The shard as noted, if it is of this identity and its bytes are still those."""
-    if not storage.exists(_note_path(name, job)):
+def _noted(name: str, identity: str, job: plan.Job) -> tuple[int, str] | None:
+    """Length and checksum of the shard as noted, if it is of this identity and its bytes are still those.
+
+    A note that is damaged itself counts as none.
+    """
+    path = storage.join(job.output_dir, name)
+    if not (storage.exists(_note_path(name, job)) and storage.exists(path)):
         return None
     with storage.open_read(_note_path(name, job)) as file:
-        note = json.loads(file.read())
-    path = storage.join(job.output_dir, name)
-    if note['identity'] != identity or not storage.exists(path):
+        text = file.read()
+    try:
+        note = json.loads(text)
+        known, made = note['identity'], (note['bytes'], note['crc32c'])
+    except (ValueError, KeyError, TypeError):
         return None
-    made = manifest.FileInfo(**note['file'])
-    return made if manifest.checksum(path) == (made.bytes, made.crc32c) else None
+    return made if known == identity and manifest.checksum(path) == made else None
 
 
 def finish(infos: list[manifest.FileInfo], planned: plan.Plan, job: plan.Job) -> None:
