@@ -23,7 +23,7 @@ from pipeline.bson_stream import MAX_DOCUMENT_BYTES, NO_CATEGORY, Damage
 from pipeline.errors import CatalogueError
 from tests import catalogue
 
-MUTATIONS = 20_000
+MUTATIONS = 4_000
 IN_A_FILE = 5  # each between two good neighbours
 PICTURES = [catalogue.jpeg(seed) for seed in range(8)]
 CATEGORY = 1000
@@ -42,13 +42,8 @@ def document(product_id: int, pictures: int, *, tested: bool) -> bytes:
 
 
 def picture_spans(data: bytes) -> list[tuple[int, int]]:
-    """Where the pictures of a good document start and end."""
-    places, start = [], 0
-    for entry in bson.decode(data)['imgs']:
-        start = data.index(entry['picture'], start)
-        places.append((start, start + len(entry['picture'])))
-        start = places[-1][1]
-    return places
+    """Where pictures start and end."""
+    return [match.span() for match in re.finditer(rb'(?s)\xff\xd8\xff.*?\xff\xd9', data)]
 
 
 def some_place(draw: Draw, data: bytes) -> int:
@@ -257,13 +252,13 @@ def decoded(data: bytes) -> Product | None:
     entries = values.get('imgs')
     entries = entries if isinstance(entries, list) else []
     pictures = [entry.get('picture') if isinstance(entry, dict) else None for entry in entries]
-    images = tuple(picture for picture in pictures if isinstance(picture, bytes))
+    images = tuple(bytes(picture) for picture in pictures if isinstance(picture, bytes))
     number, category = values.get('_id'), values.get('category_id')
-    return (
-        int(number) if isinstance(number, int | float) and abs(number) < 2**63 else -1,
-        int(category) if isinstance(category, int | float) and abs(category) < 2**63 else NO_CATEGORY,
-        images,
-    )
+    return whole(number, otherwise=-1), whole(category, otherwise=NO_CATEGORY), images
+
+
+def whole(value: object, *, otherwise: int) -> int:
+    return int(value) if isinstance(value, int | float) and -(2**63) <= value < 2**63 else otherwise
 
 
 def found_in(path: Path, *, tested: bool) -> tuple[list[tuple[int, int, int, int, int]], list[Damage]]:
@@ -307,7 +302,7 @@ def check_long_way(data: bytes, start: int, end: int, *, tested: bool) -> bool:
         assert reason
         assert len(remedy) <= 1
         return False
-    assert (full.product_id, full.category_id, full.images) == decoded(data[start:end])
+    assert (full.product_id, full.category_id, tuple(map(bytes, full.images))) == decoded(data[start:end])
     return True
 
 
@@ -334,3 +329,91 @@ class File:
     def _add(self, piece: bytes, kind: str) -> None:
         self.pieces.append(piece)
         self.kinds.append(kind)
+
+    def is_covered(self, place: int, found: list[tuple[int, int]]) -> bool:
+        """Whether a whole BSON document that begins earlier goes on over `place`.
+
+        This alone makes a product ambiguous: by its length, and by pymongo, it is part of that document's bytes.
+        """
+        return any(
+            start < place < start + length and decoded(self.data[start : start + length]) is not None
+            for start, length in found
+        )
+
+    def seems_to_go_on(self, number: int) -> bool:
+        """Whether another document seems to begin inside a mutation, after its start, so that it may count twice.
+
+        At a length that an _id follows, or where the mutation says that it ends.
+        """
+        start, stop = self.starts[number], self.starts[number + 1]
+        heads = [match.start() for match in HEAD.finditer(self.data, start + 1, stop)]
+        end = start + self._length(start)
+        return any(5 <= self._length(head) <= MAX_DOCUMENT_BYTES for head in heads) or start + 5 <= end < stop
+
+    def _length(self, place: int) -> int:
+        return int.from_bytes(self.data[place : place + 4], 'little', signed=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seed', range(4))
+def test_a_mutated_document_costs_none_of_its_neighbours(tmp_path, monkeypatch, seed):
+    path = tmp_path / plan.SOURCES[0]
+    neighbours = covered = accepted = usable = went_on = 0
+    default = bson_stream.WINDOW, bson_stream.FIRST_WINDOW
+    for number in range(MUTATIONS // IN_A_FILE // 4):
+        draw = random.Random(f'{seed} {number}')
+        file = File(draw, number)
+        path.write_bytes(file.data)
+        began = time.process_time()
+        entries, damages = found_in(path, tested=file.tested)
+        assert time.process_time() - began < 5, 'bounded time'
+
+        # Every byte once.
+        found = sorted([(start, length) for start, length, *_ in entries] + [(one.offset, one.length) for one in damages])
+        ends = [start + length for start, length in found]
+        assert [start for start, _ in found] == [0, *ends[:-1]]
+        assert ends[-1] == len(file.data)
+        assert [one.offset for one in damages] == sorted(one.offset for one in damages)
+        assert [entry[0] for entry in entries] == sorted(entry[0] for entry in entries)
+        assert all(one.reason and '\n' not in one.reason for one in damages)
+
+        # What is taken is a product by pymongo; what is left out is none.
+        rows = np.array(entries, bson_stream.ENTRY)
+        with storage.open_ranges(str(path)) as ranges:
+            read = bson_stream.read(ranges, rows['offset'], rows['length'], with_category=not file.tested)
+        products = products_of(read)
+        for (start, length, count, *ids), product in zip(entries, products, strict=True):
+            assert product == decoded(file.data[start : start + length])
+            assert [count, *ids] == [len(product[2]), product[0], product[1]]
+        for one in damages:
+            assert not check_long_way(file.data, one.offset, one.offset + one.length, tested=file.tested)
+
+        # Both ways of taking documents apart agree, on what was mutated and on all that the lengths lead to.
+        accepted += check_short_way(file.data, file.starts[:-1], file.starts[1:], tested=file.tested)
+        usable += sum(
+            check_long_way(file.data, start, end, tested=file.tested) for start, end in itertools.pairwise(file.starts)
+        )
+        followed = bson_stream._follow_lengths(np.frombuffer(file.data, np.uint8))
+        check_short_way(file.data, *(places.tolist() for places in followed), tested=file.tested)
+
+        # The neighbours are there; what became of a mutation lies between them.
+        taken = dict(zip((entry[0] for entry in entries), products, strict=True))
+        for piece, kind in enumerate(file.kinds):
+            start, stop = file.starts[piece : piece + 2]
+            if file.is_covered(start, found):
+                covered += 1
+            elif not kind:
+                neighbours += 1
+                assert taken[start] == decoded(file.pieces[piece]), (seed, number, piece)
+            elif start < stop and not file.is_covered(stop, found):
+                inside = sum(start <= place < stop for place, _ in found)
+                went_on += inside > 1
+                assert inside == 1 or file.seems_to_go_on(piece), (seed, number, piece, kind)
+
+        # The windows don't matter.
+        monkeypatch.setattr(bson_stream, 'WINDOW', draw.choice([100, 1000, 5000, 20_000]))
+        monkeypatch.setattr(bson_stream, 'FIRST_WINDOW', draw.choice([50, 500]))
+        if number % 2:
+            assert found_in(path, tested=file.tested) == (entries, damages)
+        bson_stream.WINDOW, bson_stream.FIRST_WINDOW = default
+    print(f'{neighbours=} {covered=} {accepted=} {usable=} {went_on=}')
