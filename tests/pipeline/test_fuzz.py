@@ -23,7 +23,7 @@ from pipeline.bson_stream import MAX_DOCUMENT_BYTES, NO_CATEGORY, Damage
 from pipeline.errors import CatalogueError
 from tests import catalogue
 
-MUTATIONS = 4_000
+MUTATIONS = 20_000
 IN_A_FILE = 5  # each between two good neighbours
 PICTURES = [catalogue.jpeg(seed) for seed in range(8)]
 CATEGORY = 1000
@@ -31,6 +31,7 @@ HEAD = re.compile(rb'(?s)(?=(....)[\x01\x10\x12]_id\0)')
 
 Draw = random.Random
 Product = tuple[int, int, tuple[bytes, ...]]
+Entry = tuple[int, int, int, int, int]
 
 
 def document(product_id: int, pictures: int, *, tested: bool) -> bytes:
@@ -97,7 +98,8 @@ def insert(draw: Draw, data: bytes) -> bytes:
 def overwrite(draw: Draw, data: bytes) -> bytes:
     stretch = some_stretch(draw, data)
     length = stretch.stop - stretch.start
-    return replaced(data, stretch, draw.choice([bytes(length), draw.randbytes(length), (noise(draw) * length)[:length]]))
+    by = draw.choice([bytes(length), draw.randbytes(length), (noise(draw) * length)[:length]])
+    return replaced(data, stretch, by)
 
 
 def duplicate(draw: Draw, data: bytes) -> bytes:
@@ -121,20 +123,23 @@ def set_length(draw: Draw, data: bytes) -> bytes:
     place = draw.choice([0, 19, *(start - back for start, _ in picture_spans(data) for back in (18, 5))])
     (length,) = struct.unpack_from('<i', data, place)
     near, far = draw.choice([1, 2, 4, 13, 100]), draw.choice([1000, 10_000, 100_000])
-    sizes = [0, -1, 4, 5, 2**31 - 1, -(2**31), MAX_DOCUMENT_BYTES, MAX_DOCUMENT_BYTES + 1, len(data), draw.getrandbits(31)]
-    value = draw.choice([*sizes, length - near, length + near, length + far, max(0, length - far)])
+    limits = [2**31 - 1, -(2**31), MAX_DOCUMENT_BYTES, MAX_DOCUMENT_BYTES + 1, 123_456_789]
+    value = draw.choice(
+        [0, -1, 4, 5, len(data), *limits, length - near, length + near, length + far, max(0, length - far)]
+    )
     return replaced(data, slice(place, place + 4), struct.pack('<i', value))
 
 
 def set_all_lengths(draw: Draw, data: bytes) -> bytes:
-    """Adds bytes to the last picture and to every length that covers it, but for one sometimes."""
+    """Adds bytes to the last picture, the array or the document, and to the lengths that cover them, or all but one."""
     start, end = picture_spans(data)[-1]
-    added = draw.randbytes(draw.choice([1, 16, 300]))
-    changed = bytearray(replaced(data, slice(end, end), added))
-    forgotten = draw.choice([None, None, 0, 19, start - 18, start - 5])
-    for place in (0, 19, start - 18, start - 5):
-        (length,) = struct.unpack_from('<i', data, place)
-        struct.pack_into('<i', changed, place, length + len(added) * (place != forgotten))
+    place, lengths = draw.choice([(end, [0, 19, start - 18, start - 5]), (end + 1, [0, 19]), (end + 2, [0])])
+    added = draw.choice([draw.randbytes(draw.choice([1, 16, 300])), bytes(draw.choice([1, 2, 20])), noise(draw)])
+    changed = bytearray(replaced(data, slice(place, place), added))
+    forgotten = draw.choice([None, None, *lengths])
+    for length in lengths:
+        if length != forgotten:
+            struct.pack_into('<i', changed, length, struct.unpack_from('<i', data, length)[0] + len(added))
     return bytes(changed)
 
 
@@ -159,14 +164,19 @@ def change_ids(draw: Draw, data: bytes) -> bytes:
     return bson.encode(values)
 
 
+def encoded(values: dict[str, Any]) -> bytes:
+    """The document with its fields in this order; by itself bson.encode() puts the _id first."""
+    return bson.encode({'x': values})[7:-1]
+
+
 def change_fields(draw: Draw, data: bytes) -> bytes:
     """The same in another way, or not quite: fields in another order, further ones, none, other pictures."""
     values = bson.decode(data)
     entries = values['imgs']
     other: list[Any] = [
         [], entries * 5, [entries], [*entries, {}], [{'more': 1, **entry} for entry in entries],
-        {str(k): entry for k, entry in enumerate(entries)}, [{'picture': bson.Binary(PICTURES[0], draw.choice([2, 5, 128]))}],
-        [{'picture': picture} for picture in PICTURES[:5]], [{'picture': b''}], [{'picture': PICTURES[0][:-2]}],
+        {str(k): entry for k, entry in enumerate(entries)}, [{'picture': b''}], [{'picture': PICTURES[0][:-2]}],
+        [{'picture': bson.Binary(PICTURES[0], draw.choice([2, 5, 128]))}], [{'picture': some} for some in PICTURES[:5]],
     ]  # fmt: skip
     kind = draw.randrange(4)
     if kind == 0:
@@ -178,7 +188,7 @@ def change_fields(draw: Draw, data: bytes) -> bytes:
     items = list(values.items())
     if kind == 3:
         draw.shuffle(items)
-    return bson.encode(dict(items))
+    return encoded(dict(items))
 
 
 def damage_picture(draw: Draw, data: bytes) -> bytes:
@@ -228,7 +238,9 @@ def join(draw: Draw, data: bytes) -> bytes:
 
 
 def twice(draw: Draw, data: bytes) -> bytes:
-    return draw.choice([flip_bits, change_bytes])(draw, draw.choice([set_all_lengths, change_fields, many_segments])(draw, data))
+    first = draw.choice([set_all_lengths, change_fields, many_segments])
+    second = draw.choice([flip_bits, change_bytes])
+    return second(draw, first(draw, data))
 
 
 KINDS: list[Callable[[Draw, bytes], bytes]] = [
@@ -261,7 +273,7 @@ def whole(value: object, *, otherwise: int) -> int:
     return int(value) if isinstance(value, int | float) and -(2**63) <= value < 2**63 else otherwise
 
 
-def found_in(path: Path, *, tested: bool) -> tuple[list[tuple[int, int, int, int, int]], list[Damage]]:
+def found_in(path: Path, *, tested: bool) -> tuple[list[Entry], list[Damage]]:
     entries, damages = [], []
     for one in bson_stream.index(str(path), with_category=not tested):
         if isinstance(one, Damage):
@@ -280,17 +292,14 @@ def products_of(documents: bson_stream.Documents) -> list[Product]:
     return found
 
 
-def check_short_way(data: bytes, starts: list[int], ends: list[int], *, tested: bool) -> int:
-    """What the vectorised way accepts, the full decode accepts, too, and says the same of it. Gives how many."""
+def check_short_way(data: bytes, starts: list[int], ends: list[int], *, tested: bool) -> None:
+    """What the vectorised way accepts, the full decode accepts, too, and says the same of it."""
     block = np.frombuffer(data, np.uint8)
     documents = bson_stream._laid_out(block, np.array(starts), np.array(ends), with_category=not tested)
-    accepted = 0
     for start, end, product in zip(starts, ends, products_of(documents), strict=True):
         if product[2]:
             full = bson_stream._decoded(data[start:end], with_category=not tested)
             assert product == (full.product_id, full.category_id, full.images) == decoded(data[start:end])
-            accepted += 1
-    return accepted
 
 
 def check_long_way(data: bytes, start: int, end: int, *, tested: bool) -> bool:
@@ -309,7 +318,7 @@ def check_long_way(data: bytes, start: int, end: int, *, tested: bool) -> bool:
 class File:
     """Mutations among good neighbours, and where each begins."""
 
-    def __init__(self, draw: Draw, number: int) -> None:
+    def __init__(self, draw: Draw) -> None:
         self.tested = draw.random() < 0.2
         self.pieces: list[bytes] = []
         self.kinds: list[str] = []  # '' for a neighbour
@@ -358,62 +367,177 @@ class File:
 @pytest.mark.parametrize('seed', range(4))
 def test_a_mutated_document_costs_none_of_its_neighbours(tmp_path, monkeypatch, seed):
     path = tmp_path / plan.SOURCES[0]
-    neighbours = covered = accepted = usable = went_on = 0
-    default = bson_stream.WINDOW, bson_stream.FIRST_WINDOW
+    covered = 0
     for number in range(MUTATIONS // IN_A_FILE // 4):
         draw = random.Random(f'{seed} {number}')
-        file = File(draw, number)
+        file = File(draw)
         path.write_bytes(file.data)
         began = time.process_time()
         entries, damages = found_in(path, tested=file.tested)
         assert time.process_time() - began < 5, 'bounded time'
-
-        # Every byte once.
-        found = sorted([(start, length) for start, length, *_ in entries] + [(one.offset, one.length) for one in damages])
-        ends = [start + length for start, length in found]
-        assert [start for start, _ in found] == [0, *ends[:-1]]
-        assert ends[-1] == len(file.data)
-        assert [one.offset for one in damages] == sorted(one.offset for one in damages)
-        assert [entry[0] for entry in entries] == sorted(entry[0] for entry in entries)
-        assert all(one.reason and '\n' not in one.reason for one in damages)
-
-        # What is taken is a product by pymongo; what is left out is none.
-        rows = np.array(entries, bson_stream.ENTRY)
-        with storage.open_ranges(str(path)) as ranges:
-            read = bson_stream.read(ranges, rows['offset'], rows['length'], with_category=not file.tested)
-        products = products_of(read)
-        for (start, length, count, *ids), product in zip(entries, products, strict=True):
-            assert product == decoded(file.data[start : start + length])
-            assert [count, *ids] == [len(product[2]), product[0], product[1]]
-        for one in damages:
-            assert not check_long_way(file.data, one.offset, one.offset + one.length, tested=file.tested)
-
-        # Both ways of taking documents apart agree, on what was mutated and on all that the lengths lead to.
-        accepted += check_short_way(file.data, file.starts[:-1], file.starts[1:], tested=file.tested)
-        usable += sum(
-            check_long_way(file.data, start, end, tested=file.tested) for start, end in itertools.pairwise(file.starts)
-        )
-        followed = bson_stream._follow_lengths(np.frombuffer(file.data, np.uint8))
-        check_short_way(file.data, *(places.tolist() for places in followed), tested=file.tested)
-
-        # The neighbours are there; what became of a mutation lies between them.
-        taken = dict(zip((entry[0] for entry in entries), products, strict=True))
-        for piece, kind in enumerate(file.kinds):
-            start, stop = file.starts[piece : piece + 2]
-            if file.is_covered(start, found):
-                covered += 1
-            elif not kind:
-                neighbours += 1
-                assert taken[start] == decoded(file.pieces[piece]), (seed, number, piece)
-            elif start < stop and not file.is_covered(stop, found):
-                inside = sum(start <= place < stop for place, _ in found)
-                went_on += inside > 1
-                assert inside == 1 or file.seems_to_go_on(piece), (seed, number, piece, kind)
-
-        # The windows don't matter.
-        monkeypatch.setattr(bson_stream, 'WINDOW', draw.choice([100, 1000, 5000, 20_000]))
-        monkeypatch.setattr(bson_stream, 'FIRST_WINDOW', draw.choice([50, 500]))
+        found = check_tiles(entries, damages, len(file.data))
+        products = check_found(file, path, entries, damages)
+        covered += check_pieces(file, found, dict(zip((entry[0] for entry in entries), products, strict=True)))
+        check_both_ways(file)
         if number % 2:
-            assert found_in(path, tested=file.tested) == (entries, damages)
-        bson_stream.WINDOW, bson_stream.FIRST_WINDOW = default
-    print(f'{neighbours=} {covered=} {accepted=} {usable=} {went_on=}')
+            with monkeypatch.context() as patch:
+                patch.setattr(bson_stream, 'WINDOW', draw.choice([100, 1000, 5000, 20_000]))
+                patch.setattr(bson_stream, 'FIRST_WINDOW', draw.choice([50, 500]))
+                assert found_in(path, tested=file.tested) == (entries, damages), 'the windows do not matter'
+        if number % 5 == 0:
+            check_stop(path, tested=file.tested)
+    assert covered < MUTATIONS // 1000, 'few are ambiguous'
+
+
+def check_tiles(entries: list[Entry], damages: list[Damage], size: int) -> list[tuple[int, int]]:
+    """Every byte of the file is in one entry or damage; gives their starts and lengths in order."""
+    spans = [(start, length) for start, length, *_ in entries], [(one.offset, one.length) for one in damages]
+    assert [sorted(part) for part in spans] == list(spans)
+    found = sorted(itertools.chain(*spans))
+    ends = [start + length for start, length in found]
+    assert [start for start, _ in found] == [0, *ends[:-1]]
+    assert ends[-1] == size
+    return found
+
+
+def check_found(file: File, path: Path, entries: list[Entry], damages: list[Damage]) -> list[Product]:
+    """What is taken is a product by pymongo, and is read as such; what is left out is none, and is told in one line."""
+    rows = np.array(entries, bson_stream.ENTRY)
+    with storage.open_ranges(str(path)) as ranges:
+        read = bson_stream.read(ranges, rows['offset'], rows['length'], with_category=not file.tested)
+    products = products_of(read)
+    for (start, length, count, *ids), product in zip(entries, products, strict=True):
+        assert product == decoded(file.data[start : start + length])
+        assert [count, *ids] == [len(product[2]), product[0], product[1]]
+    for one in damages:
+        assert one.reason
+        assert '\n' not in str(one.error('train.bson'))
+        assert not check_long_way(file.data, one.offset, one.offset + one.length, tested=file.tested)
+    return products
+
+
+def check_pieces(file: File, found: list[tuple[int, int]], taken: dict[int, Product]) -> int:
+    """Every neighbour is there, and what became of a mutation lies between them: products in = products out + rejected.
+
+    Gives how many are covered by a whole document that begins earlier.
+    """
+    covered = [file.is_covered(start, found) for start in file.starts]
+    for number, kind in enumerate(file.kinds):
+        start, stop = file.starts[number : number + 2]
+        if not kind and not covered[number]:
+            assert taken[start] == decoded(file.pieces[number])
+        # What is left of a document that is covered in part is damage, and goes on to the next beginning.
+        if kind and start < stop and not any(covered[max(0, number - 1) : number + 2]):
+            inside = sum(start <= place < stop for place, _ in found)
+            assert inside == 1 or file.seems_to_go_on(number), kind
+    return sum(covered)
+
+
+def check_both_ways(file: File) -> None:
+    """Both ways of taking documents apart agree: on what was mutated, and on all that the lengths lead to."""
+    followed = bson_stream._follow_lengths(np.frombuffer(file.data, np.uint8))
+    check_short_way(file.data, file.starts[:-1], file.starts[1:], tested=file.tested)
+    check_short_way(file.data, *(places.tolist() for places in followed), tested=file.tested)
+    for start, end in itertools.pairwise(file.starts):
+        check_long_way(file.data, start, end, tested=file.tested)
+
+
+def check_stop(path: Path, *, tested: bool) -> None:
+    """Where documents aren't skipped, the first that is rejected is the error, told with its place."""
+    source = plan.SOURCES.index('test.bson' if tested else 'train.bson')
+    path = path.rename(path.with_name(plan.SOURCES[source]))
+    skipping = job(path.parent, skip=True)
+    rejected = [one for one in plan.index_source(source, skipping) if isinstance(one, plan.Rejected)]
+    stopping = plan.index_source(source, job(path.parent, skip=False))
+    if rejected:
+        with pytest.raises(CatalogueError) as raised:
+            list(stopping)
+        assert str(raised.value) == str(rejected[0].damage.error(str(path)))
+        assert f'{path}: byte {rejected[0].damage.offset}: ' in str(raised.value)
+    else:
+        list(stopping)
+
+
+def job(folder: Path, *, skip: bool) -> plan.Job:
+    label_map = categories.Categories(np.array([CATEGORY]), (('A', 'A', 'A'),))
+    return plan.Job(
+        input_dir=str(folder),
+        output_dir='',
+        label_map=label_map,
+        val_fraction=0.1,
+        seed=0,
+        shard_bytes=10**6,
+        skip=skip,
+        max_rejected=1,
+        plan_only=False,
+        sources=({'bytes': 0}, {'bytes': 0}),
+    )
+
+
+# What takes long, if anything does.
+
+GOOD = document(1, 1, tested=False)
+
+
+@pytest.mark.parametrize(
+    ('between', 'seconds', 'damages'),
+    [
+        (bytes(200_000_000), 4, 1),
+        (random.Random(0).randbytes(2**20) * 100, 4, None),
+        (b'_id\0' * 2_000_000, 8, 1),
+        (b'\x10_id\0' * 2_000, 20, None),
+        ((struct.pack('<i', 0) + GOOD[4:] + GOOD) * 2_000, 20, 2_000),
+        ((GOOD[:-1] + b'\1' + GOOD) * 2_000, 20, 2_000),
+        (bson.encode({'_id': -1}) * 20_000, 20, 20_000),
+    ],
+    ids=['zeros', 'noise', 'names', 'names of a type', 'broken lengths', 'broken ends', 'unusable'],
+)
+def test_a_file_that_is_damaged_all_through_takes_bounded_time(tmp_path, between, seconds, damages):
+    """The bounds are some twenty times what two idle cores take; what grew with the square would take hours."""
+    path = tmp_path / 'train.bson'
+    path.write_bytes(GOOD + between + GOOD)
+    began = time.process_time()
+    entries, told = found_in(path, tested=False)
+    assert time.process_time() - began < seconds
+    assert entries[0][:2] == (0, len(GOOD))
+    assert entries[-1][:2] == (len(GOOD) + len(between), len(GOOD))
+    assert damages in (None, len(told))
+
+
+def test_many_documents_cost_no_more_the_more_they_are(tmp_path):
+    """A document that is broken costs as much in a large file as in a small one."""
+    path = tmp_path / 'train.bson'
+
+    def cost(copies: int) -> float:
+        path.write_bytes((struct.pack('<i', 0) + GOOD[4:] + GOOD) * copies)
+        began = time.process_time()
+        found_in(path, tested=False)
+        return (time.process_time() - began) / copies
+
+    cost(10)
+    assert cost(4000) < 4 * cost(250)
+
+
+# A document in another order, which only its place makes known.
+
+OTHER_ORDER = encoded(dict(reversed(bson.decode(GOOD).items())))
+
+
+@pytest.mark.parametrize(
+    ('broken', 'whole'),
+    [
+        (GOOD[:-1] + b'\1', [2]),
+        (GOOD[:8] + b'\1' + GOOD[9:], [2]),
+        (struct.pack('<i', 0) + GOOD[4:], []),
+        (GOOD[:-9], []),
+    ],
+    ids=['no end mark', 'a name damaged', 'length damaged', 'cut'],
+)
+def test_after_damage_a_document_in_another_order_is_found_where_the_length_leads(tmp_path, broken, whole):
+    path = tmp_path / 'train.bson'
+    pieces = [GOOD, broken, OTHER_ORDER, GOOD]
+    path.write_bytes(b''.join(pieces))
+    starts = [0, *itertools.accumulate(map(len, pieces))]
+    entries, damages = found_in(path, tested=False)
+    assert [entry[0] for entry in entries] == [starts[0], *(starts[number] for number in whole), starts[3]]
+    assert damages[0].offset == starts[1]
