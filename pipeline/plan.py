@@ -142,11 +142,13 @@ def find_repeats(bucket: tuple[int, Iterable[np.ndarray]], job: Job) -> Iterator
     places = np.concatenate(list(bucket[1]))
     ordered = places[np.lexsort((places['offset'], places['source'], places['product_id']))]
     same = (np.diff(ordered['product_id']) == 0) & (np.diff(ordered['source'].astype(int)) == 0)
-    for number in np.flatnonzero(same):
-        first, second = ordered[number], ordered[number + 1]
-        rule = f'product {second["product_id"]} stands at byte {first["offset"]} already'
-        damage = bson_stream.Damage(int(second['offset']), int(second['length']), rule, 'each may stand once')
-        yield _rejected(int(second['source']), damage, job)
+    repeated = np.append(False, same)
+    firsts = np.maximum.accumulate(np.where(repeated, 0, np.arange(len(ordered))))
+    for number in np.flatnonzero(repeated):
+        first, other = ordered[firsts[number]], ordered[number]
+        rule = f'product {other["product_id"]} stands at byte {first["offset"]} already'
+        damage = bson_stream.Damage(int(other['offset']), int(other['length']), rule, 'each may stand once')
+        yield _rejected(int(other['source']), damage, job)
 
 
 def by_category(places: np.ndarray, repeats: list[Rejected]) -> Iterator[tuple[int, np.ndarray]]:
@@ -221,5 +223,5 @@ def _divided(places: np.ndarray, keys: np.ndarray) -> Iterator[tuple[int, np.nda
     """The places of each key, in their order."""
     order = np.argsort(keys, kind='stable')
     found, starts = np.unique(keys[order], return_index=True)
-    for key, chosen in zip(found, np.split(order, starts[1:]), strict=True):
+    for key, chosen in zip(found, np.split(order, starts)[1:], strict=True):
         yield int(key), places[chosen]
