@@ -209,10 +209,11 @@ def not_bson(length: int) -> str:
             'get the file again',
         ),
         (struct.pack('<i', 9) + b'\x01\x02\x03\x04\x05', f'not a BSON document (bad eoo); {MEND}'),
+        (bytes(4) + FIRST[4:], not_bson(0)),
         (FIRST[:-1] + b'\x01', f'not a BSON document (bad eoo); {MEND}'),
     ],
     ids=['one byte', 'three bytes', 'zeros', 'negative', 'one too small', 'smallest', 'one too large', 'largest']
-    + ['cut after the length', 'cut before the last byte', 'noise', 'no end mark'],
+    + ['cut after the length', 'cut before the last byte', 'noise', 'good but for its length', 'no end mark'],
 )
 def test_a_damaged_document_is_told_by_its_byte(tmp_path, data, error):
     with pytest.raises(CatalogueError, match=exactly(tmp_path, len(FIRST), error)):
