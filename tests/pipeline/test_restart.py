@@ -52,11 +52,12 @@ def start(source: Path, output: Path, *, file_limit: int | None = None) -> subpr
 def kill(program: subprocess.Popen[str]) -> None:
     """Kills the program, and it alone; its workers must end by themselves."""
     program.kill()
-    program.communicate()
+    program.wait()
     deadline = time.monotonic() + WORKERS_LIVE_ON
     while running := processes(program.pid):
         assert time.monotonic() < deadline, f'these workers live on: {running}'
         time.sleep(0.05)
+    program.communicate()
 
 
 def processes(session: int) -> list[int]:
@@ -78,7 +79,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def notes(output: Path) -> list[Path]:
-    return sorted((output / shards.JOURNAL).glob('*.tfrecord.json'))
+    return sorted((output / shards.JOURNAL).glob('[!.]*.tfrecord.json'))
 
 
 def finished(output: Path) -> dict[str, tuple[int, int]]:
@@ -203,7 +204,7 @@ def test_a_run_with_other_settings_keeps_nothing_of_the_interrupted_one(source, 
 def test_a_source_that_was_changed_in_between_is_not_mixed_with_old_shards(source, output, tmp_path, capsys):
     changed = shutil.copytree(source, tmp_path / 'data')
     data = bytearray((changed / 'train.bson').read_bytes())
-    data[data.index(bytes([100]) * 20_000, len(data) // 2) + 10_000] = 0  # after a picture's end
+    data[data.index(bytes([100]) * 20_000) + 10_000] = 0  # in the middle of a picture
     (changed / 'train.bson').write_bytes(data)
     run(changed, output)
     assert kept(capsys.readouterr().out) == 0
