@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3 python; do \
 BIN := .venv/bin
 LATEST := .venv-latest/bin
 
-.PHONY: setup demo test check test-latest clean
+.PHONY: setup demo test check test-flink test-latest bench clean
 
 setup: .venv/installed
 
@@ -29,9 +29,18 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The conversion on real Flink: Java 17 and Maven, which downloads 150 MB of jars once.
+test-flink: .venv/installed
+	tools/flink.sh fetch
+	$(BIN)/python -m pytest -m flink
+
 # The newest TensorFlow, for which no tensorflow-io is built.
 test-latest: .venv-latest/installed
 	$(LATEST)/python -m pytest -m "not slow"
+
+# Half an hour at most, 15 GB of disk; nothing else should run meanwhile.
+bench: .venv/installed
+	$(BIN)/python -m tools.bench convert --json=bench.json
 
 .venv/installed: constraints.txt setup.cfg pyproject.toml
 	$(call install,.venv,constraints.txt)
@@ -50,4 +59,4 @@ define install
 endef
 
 clean:
-	rm -rf .venv .venv-latest data runs
+	rm -rf .venv .venv-latest .flink data runs

@@ -118,7 +118,7 @@ def write_shard(folder: str, name: str, rows: Rows | Iterable[Rows], *, split: s
     with storage.atomic_writer(storage.join(folder, name)) as file:
         for block in _blocks([rows] if isinstance(rows, Rows) else rows):
             _check_block(block, seen)
-            record = records.frame(_encode(block))
+            record = records.frame([_encode(block)])
             file.write(record)
             checksum.update(record)
             row_count += len(block)

@@ -1,18 +1,21 @@
 """Runs a Beam job the same way from every program: runner flags, processes, one-line errors.
 
 In Beam 2.77 the plain `DirectRunner` first tries to download another runner and ignores the process count. So here the
-name stands for Beam's FnApiRunner with one process a core; every other Beam flag passes through as given.
+name stands for Beam's FnApiRunner with one process a core; every other Beam flag passes through as given. What Flink
+needs beyond that is in flink.py.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import os
 import re
 import shlex
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +25,8 @@ from absl import flags
 from apache_beam.metrics import Metrics
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.portability import python_urns
+from apache_beam.portability.api import endpoints_pb2
+from apache_beam.runners.portability.flink_runner import FlinkRunner
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
     BeamFnControlServicer,
@@ -29,7 +34,9 @@ from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
     WorkerHandler,
 )
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
+from google.protobuf import json_format, text_format
 
+from pipeline import beam_worker, flink
 from pipeline.errors import InputError
 
 
@@ -84,8 +91,11 @@ class Engine:
             what the steps told by span() and count().
 
         Raises:
-            InputError: a step raised one or an OSError, in whichever process; the message is the step's own.
+            InputError: a step raised one or an OSError, in whichever process; the message is the step's own. Or Flink
+                can't be reached or downloaded.
         """
+        if isinstance(self.runner, FlinkRunner):
+            flink.prepare(self.options)
         try:
             pipeline = beam.Pipeline(runner=self.runner, options=self.options)
             build(pipeline)
@@ -98,7 +108,7 @@ class Engine:
                 {metric.key.metric.name: metric.result for metric in told['counters']},
             )
         except Exception as error:
-            raise _input_error(error) or error from None
+            raise _input_error(error) or flink.input_error(error) or error from None
 
 
 def engine(argv: list[str]) -> Engine:
@@ -115,6 +125,8 @@ def engine(argv: list[str]) -> Engine:
     if runner in ('DirectRunner', 'FnApiRunner'):
         _quiet_logs()
         _refuse_unknown(argv)
+    elif runner == 'FlinkRunner':
+        _quiet_logs()
     return Engine(_local_processes(argv, options) if runner == 'DirectRunner' else _runner(runner), options)
 
 
@@ -136,8 +148,40 @@ def _local_processes(argv: list[str], options: PipelineOptions) -> FnApiRunner:
         return FnApiRunner()
     if not any(word.startswith('--direct_num_workers') for word in argv):
         direct.direct_num_workers = os.cpu_count()
-    command = f'exec {shlex.quote(sys.executable)} -m pipeline.beam_worker {os.getpid()}'
+    if hasattr(os, 'fork') and threading.active_count() == 1 and 'tensorflow' not in sys.modules:
+        _forked.extend(_Forked() for _ in range(direct.direct_num_workers))
+    command = f'exec {shlex.quote(sys.executable)} -m pipeline.beam_worker --program={os.getpid()}'
     return FnApiRunner(SubprocessSDKEnvironment.from_command_string(command))
+
+
+class _Forked:
+    """A worker process that waits for its job: forked early, before there are threads, it has Beam loaded already."""
+
+    def __init__(self) -> None:
+        program = os.getpid()
+        read, self._write = os.pipe()
+        sys.stdout.flush()
+        self._process = os.fork()
+        if self._process:
+            os.close(read)
+            return
+        beam_worker.end_with(program)
+        with os.fdopen(read) as told:
+            os.environ.update(json.loads(told.readline()))
+        beam_worker.work()
+        os._exit(0)
+
+    def begin(self, environment: dict[str, str]) -> None:
+        """Tells it its job."""
+        with os.fdopen(self._write, 'w') as told:
+            told.write(json.dumps(environment) + '\n')
+
+    def wait(self) -> None:
+        """Returns when it has ended."""
+        os.waitpid(self._process, 0)
+
+
+_forked: list[_Forked] = []
 
 
 @WorkerHandler.register_environment(python_urns.SUBPROCESS_SDK, bytes)
@@ -147,6 +191,24 @@ class _Worker(SubprocessSdkWorkerHandler):
     Beam 2.77 tells only the workers connected by then that the job is over, and waits for all of them to exit. Where
     one fails before another has started up, the other would wait for work for ever.
     """
+
+    def start_worker(self) -> None:
+        """Gives the job to a forked worker, or starts a process."""
+        if not _forked:
+            super().start_worker()
+            return
+        worker = _forked.pop()
+        control = endpoints_pb2.ApiServiceDescriptor(url=self.control_address)
+        options = self.provision_info.provision_info.pipeline_options
+        worker.begin(
+            {
+                'WORKER_ID': self.worker_id,
+                'CONTROL_API_SERVICE_DESCRIPTOR': text_format.MessageToString(control),
+                'PIPELINE_OPTIONS': json_format.MessageToJson(options),
+            }
+        )
+        self.worker_thread = threading.Thread(target=worker.wait)
+        self.worker_thread.start()
 
     def stop_worker(self) -> None:
         """Leaves the word that the job is over for a worker that comes too late to hear it."""
@@ -174,8 +236,9 @@ def _refuse_unknown(argv: list[str]) -> None:
 
 
 def _quiet_logs() -> None:
-    """Hides what Beam logs of a local run: notes on itself, and errors that are raised to us anyway."""
+    """Hides what Beam logs of a run: notes on itself, and errors that are raised to us anyway."""
     logging.getLogger('apache_beam').setLevel(logging.CRITICAL)
+    logging.getLogger().addFilter(flink.is_not_of_job_server)
 
 
 def _input_error(error: Exception) -> InputError | None:

@@ -34,7 +34,8 @@ FIRST_WINDOW = 2**16
 ID_TYPES = b'\x01\x10\x12'  # BSON's double, int32, int64
 
 MAX_SEGMENTS = 16  # of a JPEG before its frame header that are followed for many pictures at once; Kaggle's have 3
-FRAME_MARKERS = [0xFFC0 + code for code in range(16) if code not in (4, 8, 12)]
+IS_FRAME_MARKER = np.zeros(2**16, bool)
+IS_FRAME_MARKER[[0xFFC0 + code for code in range(16) if code not in (4, 8, 12)]] = True
 
 # Where a product stands in its file and what it is.
 ENTRY = np.dtype([('offset', 'i8'), ('length', 'i4'), ('images', 'u1'), ('product_id', 'i8'), ('category_id', 'i8')])
@@ -118,6 +119,7 @@ def index(path: str, *, with_category: bool) -> Iterator[np.ndarray | Damage]:
             starts, ends = _follow_lengths(window)
             documents = _laid_out(window, starts, ends, with_category=with_category)
             entries = _entries(documents, offset + starts, ends - starts)
+            entries['images'][_have_size(documents).sum(1) < documents.images] = 0
             following = offset + int(ends[-1])
             for number in np.flatnonzero(entries['images'] == 0):
                 start, end = offset + int(starts[number]), offset + int(ends[number])
@@ -249,15 +251,15 @@ def _laid_out(data: np.ndarray, starts: np.ndarray, ends: np.ndarray, *, with_ca
     else:
         category_id = np.full(len(starts), NO_CATEGORY, np.int64)
     good &= (array_end + 1 == ends) & (_at(data, array_end) == 0)
-    good &= _have_size(data, picture_starts, picture_lengths).sum(1) == images
     return Documents(data, product_id, category_id, images * good, picture_starts, picture_lengths)
 
 
-def _have_size(data: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Which pictures are JPEGs of PICTURE_SIZE by their headers and end with the end marker: bool of the same shape.
+def _have_size(documents: Documents) -> np.ndarray:
+    """Which pictures are JPEGs of PICTURE_SIZE by their headers and end with the end marker: bool [n, MAX_PICTURES].
 
     What jpeg_size() does with one picture, for all of them at once.
     """
+    data, starts, lengths = documents.data, documents.starts, documents.lengths
     ends = starts + lengths
     two = _unaligned(data, '>u2')
     place = starts + 2
@@ -268,7 +270,7 @@ def _have_size(data: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.
         searching &= (place + 9 <= ends) & (marker >> 8 == 0xFF)
         if not searching.any():
             break
-        frame = searching & np.isin(marker, FRAME_MARKERS)
+        frame = searching & IS_FRAME_MARKER[marker]
         found |= frame & (_at(two, place + 5) == PICTURE_SIZE) & (_at(two, place + 7) == PICTURE_SIZE)
         searching &= ~frame
         place = np.where(searching, place + 2 + _at(two, place + 2), place)
@@ -374,7 +376,7 @@ def jpeg_size(image: bytes) -> tuple[int, int] | None:
         return None
     place = 2
     while place + 9 <= len(image) and image[place] == 0xFF:
-        if int.from_bytes(image[place : place + 2], 'big') in FRAME_MARKERS:
+        if IS_FRAME_MARKER[int.from_bytes(image[place : place + 2], 'big')]:
             height, width = image[place + 5 : place + 7], image[place + 7 : place + 9]
             return int.from_bytes(width, 'big'), int.from_bytes(height, 'big')
         place += 2 + int.from_bytes(image[place + 2 : place + 4], 'big')

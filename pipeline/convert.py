@@ -15,10 +15,11 @@ from pipeline import program  # first: it quiets the logs of what is imported be
 
 # isort: split
 import contextlib
+import dataclasses
 import hashlib
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> None:
     job = plan.Job(
         input_dir=INPUT_DIR.value,
         output_dir=OUTPUT_DIR.value,
-        label_map=categories.read_source(INPUT_DIR.value),
+        label_map=dataclasses.replace(categories.read_source(INPUT_DIR.value), names=()),  # each step carries it
         val_fraction=VAL_FRACTION.value,
         seed=SEED.value,
         shard_bytes=SHARD_MB.value * 10**6,
@@ -115,52 +116,46 @@ def _identity(path: str) -> dict[str, int | str]:
 
 
 def _build(pipeline: beam.Pipeline, job: plan.Job) -> None:
-    found = (
+    planned = (
         pipeline
         | 'Sources' >> beam.Create(range(len(plan.SOURCES)))
-        | 'Index' >> beam.FlatMap(index_source, job).with_outputs('rejected', main='places')
-    )  # fmt: skip
-    repeats = (
-        found.places
-        | 'ByProduct' >> beam.FlatMap(plan.by_product)
-        | 'GatherProducts' >> beam.GroupByKey()
-        | 'Repeats' >> beam.FlatMap(plan.find_repeats, job)
+        | 'Plan' >> beam.FlatMap(plan_source, job).with_outputs('totals', 'rejected', main='shards')
     )
-    planned = (
-        found.places
-        | 'ByCategory' >> beam.FlatMap(plan.by_category, beam.pvalue.AsList(repeats))
-        | 'GatherCategories' >> beam.GroupByKey()
-        | 'Split' >> beam.FlatMap(plan.split_categories, job)
-    )
-    rejected = (found.rejected, repeats) | 'Rejected' >> beam.Flatten()
     begun = (
-        planned
-        | 'Count' >> beam.Map(plan.count)
-        | 'Add' >> beam.CombinePerKey(plan.add_counts)
-        | 'AllCounts' >> beam.combiners.ToDict()
-        | 'Begin' >> beam.Map(shards.begin, beam.pvalue.AsList(rejected), job)
+        pipeline
+        | 'Once' >> beam.Create([job])
+        | 'Begin' >> beam.Map(shards.begin, beam.pvalue.AsList(planned.totals), beam.pvalue.AsList(planned.rejected))
     )
     if job.plan_only:
         return
     infos = (
-        planned
-        | 'ByShard' >> beam.FlatMap(plan.by_shard, beam.pvalue.AsSingleton(begun), job)
-        | 'GatherShards' >> beam.GroupByKey()
-        | 'Write' >> beam.Map(write_shard, job)
-        | 'AllShards' >> beam.combiners.ToList()
+        planned.shards
+        | 'Spread' >> beam.Reshuffle()
+        | 'Write' >> beam.Map(write_shard, beam.pvalue.AsSingleton(begun), job)
     )
-    infos | 'Manifest' >> beam.Map(shards.finish, beam.pvalue.AsSingleton(begun), job)
+    begun | 'Finish' >> beam.Map(shards.finish, beam.pvalue.AsList(infos), job)
 
 
-def index_source(source: int, job: plan.Job) -> Iterator[Any]:
-    """plan.index_source(), timed; what is rejected goes to an output of its own."""
+def plan_source(source: int, job: plan.Job) -> Iterator[Any]:
+    """The shards of a source file; its totals and what is rejected go to outputs of their own."""
+    blocks = []
     with beam_job.span('read'):
         for found in plan.index_source(source, job):
-            yield beam.pvalue.TaggedOutput('rejected', found) if isinstance(found, plan.Rejected) else found
+            if isinstance(found, plan.Rejected):
+                yield beam.pvalue.TaggedOutput('rejected', found)
+            else:
+                blocks.append(found)
+    places = np.concatenate([np.empty(0, plan.PLACE), *blocks])
+    blocks.clear()
+    for made in plan.plan_source(source, places, job):
+        if isinstance(made, plan.Shard):
+            yield made
+        else:
+            yield beam.pvalue.TaggedOutput('rejected' if isinstance(made, plan.Rejected) else 'totals', made)
 
 
-def write_shard(shard: tuple[tuple[str, int, int], Iterable[np.ndarray]], job: plan.Job) -> manifest.FileInfo:
-    """shards.write_shard(), timed and counted."""
+def write_shard(shard: plan.Shard, _: shards.Plan, job: plan.Job) -> manifest.FileInfo:
+    """shards.write_shard(), timed and counted; the plan is waited for, because an earlier manifest goes with it."""
     with beam_job.span('write'):
         made, kept = shards.write_shard(shard, job)
     if kept:
@@ -179,7 +174,7 @@ def _shown_progress(job: plan.Job) -> Iterator[None]:
             if bar is None:
                 bar = program.progress(total=0, label='read and plan', unit=' shards')
             if not bar.total and shards.is_planned(job):
-                bar.reset(sum(shards.read_plan(job).shards.values()))
+                bar.reset(shards.read_plan(job).shards)
                 bar.set_description('write')
             bar.update(shards.finished(job) - bar.n)
         if bar is not None:
@@ -204,9 +199,9 @@ def _remove_stale(output_dir: str, made: manifest.Manifest) -> None:
 def _print_plan(job: plan.Job) -> None:
     planned = shards.read_plan(job)
     print(f'{"split":6} {"products":>10} {"images":>11} {"categories":>11} {"shards":>7} {"source MB":>10}')
-    for name, (products, images, known, size) in planned.totals.items():
-        row = f'{name:6} {products:10,} {images:11,} {known or "unknown":>11} {planned.shards[name]:7,}'
-        print(f'{row} {size / 1e6:10,.1f}')
+    for total in planned.totals:
+        row = f'{total.split:6} {total.products:10,} {total.images:11,} {total.categories or "unknown":>11}'
+        print(f'{row} {total.shards:7,} {total.source_bytes / 1e6:10,.1f}')
     if planned.rejected:
         path = storage.join(job.output_dir, shards.REJECTED)
         print(f'left out {planned.rejected:,} documents that can not be used, listed in {path}')

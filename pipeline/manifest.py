@@ -79,13 +79,14 @@ def write(manifest: Manifest, folder: str) -> None:
         file.write(_to_json(manifest))
 
 
-def read(folder: str, *, kind: str, remedy: str) -> Manifest:
+def read(folder: str, *, kind: str, remedy: str, check_files: bool = True) -> Manifest:
     """Reads and checks a folder's manifest.
 
     Args:
         folder: the dataset's folder.
         kind: what the folder must hold: shards or logits.
         remedy: the command that makes it, for the error.
+        check_files: whether all listed files must be there in their lengths.
 
     Raises:
         InputError: no manifest, one that can't be read, or one of another kind or version; a listed file is missing or
@@ -104,7 +105,7 @@ def read(folder: str, *, kind: str, remedy: str) -> Manifest:
         raise InputError(f'{path}: not a manifest ({error!r}); make the {kind} again: {remedy}') from None
     if found != (kind, FORMAT_VERSION):
         raise InputError(f'{path}: holds {found[0]} of format {found[1]}, not {kind} of format {FORMAT_VERSION}')
-    for entry in manifest.files:
+    for entry in manifest.files if check_files else ():
         data_path = storage.join(folder, entry.name)
         if not storage.exists(data_path) or storage.size(data_path) != entry.bytes:
             raise InputError(f'{data_path}: missing or not {entry.bytes} bytes long; make the {kind} again: {remedy}')

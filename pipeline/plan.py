@@ -1,32 +1,27 @@
-"""What the conversion does with each product: which split, which shard. Only this metadata is ever shuffled.
+"""What the conversion does with each product: whether it can be used, which split, which shard.
 
-Elements are arrays of many products, never one product: Beam's own cost for an element is some 10 us.
+Only this metadata is ever shuffled, 25 bytes a product. All products of a source file are planned at once, by whoever
+has indexed it: the seven million of the challenge take 0.6 GB for some seconds (`make bench`), and what is divided
+among workers after that is whole shards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.lib.recfunctions import repack_fields
 
 from pipeline import bson_stream, categories, split, storage
 from pipeline.errors import CatalogueError
 
 SOURCES = ('train.bson', 'test.bson')
 NO_LABEL = -1  # of the products of test.bson
-# Where a product stands and what it is: 26 bytes a product (17 of them twice).
-PLACE = np.dtype(
-    {
-        'names': ('source', 'offset', 'length', 'images', 'product_id', 'label'),
-        'formats': ('u1', 'i8', 'i4', 'u1', 'i8', 'i4'),
-    }
-)
+# Where a product stands in its file and what it is.
+PLACE = np.dtype([('offset', 'i8'), ('length', 'i4'), ('images', 'u1'), ('product_id', 'i8'), ('label', 'i4')])
 MAX_LISTED = 100_000  # rejected documents of a source that are collected (a kilobyte each) though they may be too many
 SMALLEST_PRODUCT = 256  # bytes; the smallest JPEG of 180x180 pixels has more
-BUCKETS = 64  # groups of whole categories: planned in parallel, about 1/64 of the metadata at a time
 
 
 @dataclass(frozen=True)
@@ -36,7 +31,7 @@ class Job:
     Attributes:
         input_dir: folder of the catalogue.
         output_dir: folder of the shards.
-        label_map: the categories and their labels.
+        label_map: the categories and their labels; without names.
         val_fraction: share of every category held out.
         seed: of split and order.
         shard_bytes: about how large a shard is.
@@ -79,8 +74,56 @@ class Rejected:
     damage: bson_stream.Damage
 
 
+@dataclass(frozen=True)
+class Shard:
+    """A shard to be written.
+
+    Attributes:
+        split: train, val or test.
+        index: its number among those of the split.
+        count: how many the split has.
+        places: PLACE [n], its products, in the order of their hashes.
+    """
+
+    split: str
+    index: int
+    count: int
+    places: np.ndarray
+
+    @property
+    def name(self) -> str:
+        """The file name."""
+        return split.shard_name(self.split, self.index, self.count)
+
+    @property
+    def source(self) -> int:
+        """Number of the source file in SOURCES that holds its products."""
+        return SOURCES.index('test.bson' if self.split == 'test' else 'train.bson')
+
+
+@dataclass(frozen=True)
+class Total:
+    """What a split holds.
+
+    Attributes:
+        split: train, val or test.
+        products: how many.
+        images: how many pictures.
+        categories: how many different ones; 0 in test.
+        source_bytes: of the documents.
+        shards: how many; one may turn out to be empty if they are tiny, and isn't written.
+    """
+
+    split: str
+    products: int
+    images: int
+    categories: int
+    source_bytes: int
+    shards: int
+
+
 def index_source(source: int, job: Job) -> Iterator[np.ndarray | Rejected]:
-    """The products of a source file, PLACE [n] some thousands at a time, and what can't be used.
+    """The products of a source file, PLACE [some thousands] at a time, and what can't be used.
 
     Raises:
         CatalogueError: a document can't be used, or its category is not in category_names.csv, and job.skip is off; or
@@ -109,7 +152,7 @@ def _indexed(source: int, job: Job) -> Iterator[np.ndarray | Rejected]:
                 yield _rejected(source, _unknown_category(entry, job), job)
             found, labels = found[labels != NO_LABEL], labels[labels != NO_LABEL]
         places = np.empty(len(found), PLACE)
-        places['source'], places['label'] = source, labels
+        places['label'] = labels
         for name in ('offset', 'length', 'images', 'product_id'):
             places[name] = found[name]
         yield places
@@ -127,101 +170,58 @@ def _rejected(source: int, damage: bson_stream.Damage, job: Job) -> Rejected:
     return Rejected(source, damage)
 
 
-def by_product(places: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Divides what tells a product and its place among buckets of ids: a repeated id may be of another category."""
-    identities = repack_fields(places[['source', 'offset', 'length', 'product_id']])
-    yield from _divided(identities, places['product_id'] % BUCKETS)
+def plan_source(source: int, places: np.ndarray, job: Job) -> Iterator[Rejected | Total | Shard]:
+    """What becomes of the products of a source file.
 
+    Args:
+        source: number of the file in SOURCES.
+        places: PLACE [n], all that index_source() found, in order of offset.
+        job: the conversion.
 
-def find_repeats(bucket: tuple[int, Iterable[np.ndarray]], job: Job) -> Iterator[Rejected]:
-    """The products that stand in their file already; the first of several is the one that counts.
+    Yields:
+        the products whose id stands in the file before them, then the splits, and their shards.
 
     Raises:
-        CatalogueError: there is one, and job.skip is off.
+        CatalogueError: an id stands twice, and job.skip is off.
     """
-    places = np.concatenate(list(bucket[1]))
-    ordered = places[np.lexsort((places['offset'], places['source'], places['product_id']))]
-    same = (np.diff(ordered['product_id']) == 0) & (np.diff(ordered['source'].astype(int)) == 0)
-    repeated = np.append(False, same)
-    firsts = np.maximum.accumulate(np.where(repeated, 0, np.arange(len(ordered))))
-    for number in np.flatnonzero(repeated):
-        first, other = ordered[firsts[number]], ordered[number]
-        rule = f'product {other["product_id"]} stands at byte {first["offset"]} already'
-        damage = bson_stream.Damage(int(other['offset']), int(other['length']), rule, 'each may stand once')
-        yield _rejected(int(other['source']), damage, job)
+    repeated = _repeated(places['product_id'])
+    for number, first in zip(*repeated, strict=True):
+        rule = f'product {places["product_id"][number]} stands at byte {places["offset"][first]} already'
+        offset, length = int(places['offset'][number]), int(places['length'][number])
+        yield _rejected(source, bson_stream.Damage(offset, length, rule, 'each may stand once'), job)
+    places = np.delete(places, repeated[0])
+    if job.with_category(source):
+        hashes = split.hashes(places['product_id'], seed=job.seed)
+        held_out = split.is_val(places['label'], hashes, val_fraction=job.val_fraction)
+        yield from _shards('train', places[~held_out], job)
+        yield from _shards('val', places[held_out], job)
+    else:
+        yield from _shards('test', places, job)
 
 
-def by_category(places: np.ndarray, repeats: list[Rejected]) -> Iterator[tuple[int, np.ndarray]]:
-    """Divides places, but for the repeats, among buckets of categories; test products are spread by id."""
-    for source in {rejected.source for rejected in repeats}:
-        offsets = [rejected.damage.offset for rejected in repeats if rejected.source == source]
-        places = places[(places['source'] != source) | ~np.isin(places['offset'], offsets)]
-    keys = np.where(places['label'] == NO_LABEL, places['product_id'], places['label'])
-    yield from _divided(places, keys % BUCKETS)
+def _repeated(product_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of the products whose id stood before, and of the first that has it: int64 [n] each."""
+    if (np.diff(product_ids) > 0).all():  # as in Kaggle's files
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    order = np.argsort(product_ids, kind='stable')
+    same = np.append(False, np.diff(product_ids[order]) == 0)
+    firsts = np.maximum.accumulate(np.where(same, 0, np.arange(len(order))))
+    by_place = np.argsort(order[same])
+    return order[same][by_place], order[firsts[same]][by_place]
 
 
-def split_categories(bucket: tuple[int, Iterable[np.ndarray]], job: Job) -> Iterator[tuple[str, np.ndarray]]:
-    """Gives each product of some whole categories its split: (split, PLACE [n])."""
-    places = np.concatenate(list(bucket[1]))
-    tested = places['label'] == NO_LABEL
-    if tested.any():
-        yield 'test', places[tested]
-    places = places[~tested]
-    hashes = split.hashes(places['product_id'], seed=job.seed)
-    held_out = split.is_val(places['label'], hashes, val_fraction=job.val_fraction)
-    for name, chosen in (('train', ~held_out), ('val', held_out)):
-        if chosen.any():
-            yield name, places[chosen]
-
-
-def count(planned: tuple[str, np.ndarray]) -> tuple[str, tuple[int, ...]]:
-    """(split, (products, pictures, categories, source bytes)); categories never cross an element."""
-    name, places = planned
+def _shards(name: str, places: np.ndarray, job: Job) -> Iterator[Total | Shard]:
+    """A split and its shards; nothing of a split without products."""
+    if not len(places):
+        return
+    size = int(places['length'].sum(dtype=np.int64))
     known = np.unique(places['label'][places['label'] != NO_LABEL])
-    return name, (len(places), int(places['images'].sum()), len(known), int(places['length'].sum(dtype=np.int64)))
-
-
-def add_counts(counts: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
-    """The sum of what count() says."""
-    return tuple(map(sum, zip(*counts, strict=True))) or (0, 0, 0, 0)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What will be written.
-
-    Attributes:
-        totals: by split, what count() says.
-        shards: by split, how many; one may turn out to be empty if they are tiny, and isn't written.
-        rejected: documents left out.
-    """
-
-    totals: dict[str, tuple[int, ...]]
-    shards: dict[str, int]
-    rejected: int
-
-
-def make(totals: dict[str, tuple[int, ...]], *, rejected: int, job: Job) -> Plan:
-    """The plan for what was found."""
-    ordered = {name: totals[name] for name in split.SPLITS if name in totals}
-    shards = {name: split.shard_count(ordered[name][-1], shard_bytes=job.shard_bytes) for name in ordered}
-    return Plan(ordered, shards, rejected)
-
-
-def by_shard(
-    planned: tuple[str, np.ndarray], made: Plan, job: Job
-) -> Iterator[tuple[tuple[str, int, int], np.ndarray]]:
-    """Divides one split's places among its shards: ((split, shard, number of shards), PLACE [n])."""
-    name, places = planned
-    shards = made.shards[name]
-    indices = split.shard_index(split.order_hashes(places['product_id'], seed=job.seed), shards)
-    for index, chosen in _divided(places, indices):
-        yield (name, index, shards), chosen
-
-
-def _divided(places: np.ndarray, keys: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """The places of each key, in their order."""
-    order = np.argsort(keys, kind='stable')
-    found, starts = np.unique(keys[order], return_index=True)
-    for key, chosen in zip(found, np.split(order, starts)[1:], strict=True):
-        yield int(key), places[chosen]
+    count = split.shard_count(size, shard_bytes=job.shard_bytes)
+    yield Total(name, len(places), int(places['images'].sum()), len(known), size, count)
+    hashes = split.order_hashes(places['product_id'], seed=job.seed)
+    order = np.lexsort((places['product_id'], hashes))
+    starts = np.searchsorted(split.shard_index(hashes[order], count), np.arange(count + 1))
+    for index in range(count):
+        chosen = order[starts[index] : starts[index + 1]]
+        if len(chosen):
+            yield Shard(name, index, count, places[chosen])

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -19,32 +21,51 @@ from pipeline.errors import InputError
 
 JOURNAL = '.journal'  # folder beside the shards: the plan and a note for each finished shard; gone once all is done
 PLAN = 'plan.json'
+PRODUCTS = 512  # read at a time: 4 MB
 REJECTED = 'rejected.jsonl'  # beside the shards: a line for each document that was left out
 
 
-def begin(totals: dict[str, tuple[int, ...]], rejected: list[plan.Rejected], job: plan.Job) -> plan.Plan:
-    """Makes and notes the plan, and removes an earlier manifest just before its shards begin to be replaced.
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What will be written.
+
+    Attributes:
+        totals: of train, val and test, but for splits without products.
+        rejected: documents left out.
+    """
+
+    totals: tuple[plan.Total, ...]
+    rejected: int
+
+    @property
+    def shards(self) -> int:
+        """How many files."""
+        return sum(total.shards for total in self.totals)
+
+
+def begin(job: plan.Job, totals: list[plan.Total], rejected: list[plan.Rejected]) -> Plan:
+    """Notes the plan, and removes an earlier manifest just before its shards begin to be replaced.
 
     Args:
-        totals: what plan.count() says of each split.
-        rejected: all documents that are left out. Because they are waited for, all of the catalogue was good so far.
         job: the conversion.
+        totals: of all splits, in any order. Because they are waited for, all of the catalogue was good.
+        rejected: all documents that are left out.
 
     Raises:
         InputError: too many documents were rejected, or none is left to train on.
     """
-    documents = sum(counts[0] for counts in totals.values()) + len(rejected)
+    made = Plan(tuple(sorted(totals, key=lambda total: split.SPLITS.index(total.split))), len(rejected))
+    documents = sum(total.products for total in totals) + len(rejected)
     path = storage.join(job.output_dir, REJECTED)
     if rejected:
-        _list_rejected(rejected, path, job)
+        _list_rejected(rejected, path)
     if len(rejected) > job.max_rejected * documents:
         raise InputError(
             f'{len(rejected):,} of {documents:,} documents can not be used, more than '
             f'--max_rejected={job.max_rejected}: {path} lists them; mend the catalogue or allow more'
         )
-    if 'train' not in totals:
+    if not any(total.split == 'train' for total in totals):
         raise InputError(f'{job.source(0)}: holds no product that can be used; get the file again')
-    made = plan.make(totals, rejected=len(rejected), job=job)
     storage.make_folder(storage.join(job.output_dir, JOURNAL))
     with storage.atomic_writer(storage.join(job.output_dir, JOURNAL, PLAN)) as file:
         file.write(json.dumps(dataclasses.asdict(made)).encode())
@@ -56,11 +77,23 @@ def begin(totals: dict[str, tuple[int, ...]], rejected: list[plan.Rejected], job
     return made
 
 
-def _list_rejected(rejected: list[plan.Rejected], path: str, job: plan.Job) -> None:
+def _list_rejected(rejected: list[plan.Rejected], path: str) -> None:
     with storage.atomic_writer(path) as file:
         for one in sorted(rejected, key=lambda one: (one.source, one.damage.offset)):
             row = {'file': plan.SOURCES[one.source], **dataclasses.asdict(one.damage)}
             file.write((json.dumps(row) + '\n').encode())
+
+
+def is_planned(job: plan.Job) -> bool:
+    """Whether the conversion that is under way has got past its plan."""
+    return storage.exists(storage.join(job.output_dir, JOURNAL, PLAN))
+
+
+def read_plan(job: plan.Job) -> Plan:
+    """The plan of the conversion that is under way."""
+    with storage.open_read(storage.join(job.output_dir, JOURNAL, PLAN)) as file:
+        noted = json.loads(file.read())
+    return Plan(tuple(plan.Total(**total) for total in noted['totals']), noted['rejected'])
 
 
 def forget_plan(job: plan.Job) -> None:
@@ -79,30 +112,13 @@ def end(job: plan.Job) -> None:
         storage.remove(folder)
 
 
-def is_planned(job: plan.Job) -> bool:
-    """Whether the conversion that is under way has got past its plan."""
-    return storage.exists(storage.join(job.output_dir, JOURNAL, PLAN))
-
-
-def read_plan(job: plan.Job) -> plan.Plan:
-    """The plan of the conversion that is under way."""
-    with storage.open_read(storage.join(job.output_dir, JOURNAL, PLAN)) as file:
-        return plan.Plan(**json.loads(file.read()))
-
-
 def finished(job: plan.Job) -> int:
     """How many shards of the conversion that is under way are done."""
     return max(0, len(storage.list_names(storage.join(job.output_dir, JOURNAL))) - 1)
 
 
-def write_shard(
-    shard: tuple[tuple[str, int, int], Iterable[np.ndarray]], job: plan.Job
-) -> tuple[manifest.FileInfo, bool]:
+def write_shard(shard: plan.Shard, job: plan.Job) -> tuple[manifest.FileInfo, bool]:
     """Writes one shard, or finds that it is there already.
-
-    Args:
-        shard: ((split, shard, number of shards), PLACE [n] of its products in any order and division).
-        job: the conversion.
 
     Returns:
         the file, and whether it was written by an earlier, interrupted run.
@@ -110,58 +126,55 @@ def write_shard(
     Raises:
         InputError: a source file changed after it was indexed.
     """
-    key, blocks = shard
-    name, places = split.shard_name(*key), np.concatenate(list(blocks))
-    places.sort(order=['source', 'offset'])
-    identity = _identity(places, job)
-    images = int(places['images'].sum())
-    kept = _noted(name, identity, job)
+    identity = _identity(shard, job)
+    images = int(shard.places['images'].sum())
+    kept = _noted(shard.name, identity, job)
     if kept:
-        return manifest.FileInfo(name, key[0], len(places), images, *kept), True
+        return manifest.FileInfo(shard.name, shard.split, len(shard.places), images, *kept), True
     length, checksum = 0, google_crc32c.Checksum()
-    with storage.atomic_writer(storage.join(job.output_dir, name)) as file:
-        for framed in _framed_products(places, key[0], job):
+    with storage.atomic_writer(storage.join(job.output_dir, shard.name)) as file:
+        for framed in _framed_products(shard, job):
             file.write(framed)
+            storage.begin_sync(file)
             checksum.update(framed)
             length += len(framed)
-    made = manifest.FileInfo(name, key[0], len(places), images, length, checksum.hexdigest().decode())
-    note = {'identity': identity, 'bytes': made.bytes, 'crc32c': made.crc32c}
-    with storage.atomic_writer(_note_path(name, job)) as file:
-        file.write(json.dumps(note).encode())
-    return made, False
+    crc = checksum.hexdigest().decode()
+    with storage.atomic_writer(_note_path(shard.name, job)) as file:
+        file.write(json.dumps({'identity': identity, 'bytes': length, 'crc32c': crc}).encode())
+    return manifest.FileInfo(shard.name, shard.split, len(shard.places), images, length, crc), False
 
 
-def _framed_products(places: np.ndarray, split_name: str, job: plan.Job) -> Iterator[bytes]:
-    """The products as TFRecord frames, in the order of their hashes; all of one shard is of one source."""
-    source = int(places['source'][0])
-    path, with_category = job.source(source), job.with_category(source)
+def _framed_products(shard: plan.Shard, job: plan.Job) -> Iterator[bytes]:
+    """The products as TFRecord frames, some hundreds at a time, so that a process never holds a shard."""
+    path, with_category = job.source(shard.source), job.with_category(shard.source)
     with storage.open_ranges(path) as file:
-        documents = bson_stream.read(file, places['offset'], places['length'], with_category=with_category)
-    same = (documents.product_id == places['product_id']) & (documents.images == places['images'])
-    same &= job.label_map.labels(documents.category_id) == places['label']
-    if not same.all():
-        raise InputError(f'{path}: changed while it was read; run the conversion again')
-    data = documents.data.data
-    order = np.lexsort((places['product_id'], split.order_hashes(places['product_id'], seed=job.seed)))
-    rows = zip(
-        places['product_id'][order].tolist(),
-        documents.category_id[order].tolist(),
-        places['label'][order].tolist(),
-        places['images'][order].tolist(),
-        documents.starts[order].tolist(),
-        (documents.starts + documents.lengths)[order].tolist(),
-        strict=True,
-    )
-    for product_id, category_id, label, images, starts, ends in rows:
-        pictures = tuple(data[starts[k] : ends[k]] for k in range(images))
-        yield records.frame(records.encode(records.Product(product_id, category_id, label, split_name, pictures)))
+        parts = np.array_split(shard.places, -(-len(shard.places) // PRODUCTS))
+        for some, following in zip(parts, [*parts[1:], parts[0][:0]], strict=True):
+            file.prefetch(following['offset'], following['length'])
+            documents = bson_stream.read(file, some['offset'], some['length'], with_category=with_category)
+            same = (documents.product_id == some['product_id']) & (documents.images == some['images'])
+            same &= job.label_map.labels(documents.category_id) == some['label']
+            if not same.all():
+                raise InputError(f'{path}: changed while it was read; run the conversion again')
+            yield records.frame(map(records.encode, _products(documents, some['label'], shard.split)))
 
 
-def _identity(places: np.ndarray, job: plan.Job) -> str:
+def _products(documents: bson_stream.Documents, labels: np.ndarray, split_name: str) -> Iterator[records.Product]:
+    data: Any = documents.data.data  # slices of it are views that pass for bytes
+    ends = documents.starts + documents.lengths
+    pictures = [
+        tuple(data[start:end] for start, end in zip(*row, strict=True) if end)
+        for row in zip(documents.starts.tolist(), ends.tolist(), strict=True)
+    ]
+    columns = documents.product_id.tolist(), documents.category_id.tolist(), labels.tolist()
+    return itertools.starmap(records.Product, zip(*columns, itertools.repeat(split_name), pictures))
+
+
+def _identity(shard: plan.Shard, job: plan.Job) -> str:
     """What decides the bytes of a shard: SHA-256, in hexadecimal."""
     settings = [manifest.FORMAT_VERSION, job.sources, job.seed, job.val_fraction, job.shard_bytes]
     known = json.dumps([*settings, job.label_map.digest()], sort_keys=True).encode()
-    return hashlib.sha256(known + places.tobytes()).hexdigest()
+    return hashlib.sha256(known + shard.places.tobytes()).hexdigest()
 
 
 def _note_path(name: str, job: plan.Job) -> str:
@@ -186,10 +199,9 @@ def _noted(name: str, identity: str, job: plan.Job) -> tuple[int, str] | None:
     return made if known == identity and manifest.checksum(path) == made else None
 
 
-def finish(infos: list[manifest.FileInfo], planned: plan.Plan, job: plan.Job) -> None:
+def finish(planned: Plan, infos: list[manifest.FileInfo], job: plan.Job) -> None:
     """Writes categories.csv and, last, manifest.json: from now on the shards can be read."""
-    categories.write(job.label_map, job.output_dir)
-    names = ('products', 'images', 'categories', 'source_bytes')
+    categories.write(categories.read_source(job.input_dir), job.output_dir)
     about = {
         'source': {
             name: {key: value for key, value in source.items() if key != 'modified_ns'}
@@ -201,11 +213,15 @@ def finish(infos: list[manifest.FileInfo], planned: plan.Plan, job: plan.Job) ->
         'rejected': planned.rejected,
         'categories': len(job.label_map),
         'label_map_digest': job.label_map.digest(),
-        'splits': {name: dict(zip(names, counts, strict=True)) for name, counts in planned.totals.items()},
+        'splits': {total.split: _counts(total) for total in planned.totals},
     }
     files = tuple(sorted(infos, key=lambda info: info.name))
-    for name, counts in planned.totals.items():
-        written = sum(info.products for info in files if info.split == name)
-        if written != counts[0]:
-            raise RuntimeError(f'{written} products of {counts[0]} were written to the shards of {name}')
+    for total in planned.totals:
+        written = sum(info.products for info in files if info.split == total.split)
+        if written != total.products:
+            raise RuntimeError(f'{written} products of {total.products} were written to the shards of {total.split}')
     manifest.write(manifest.Manifest('shards', about, files), job.output_dir)
+
+
+def _counts(total: plan.Total) -> dict[str, int]:
+    return {name: getattr(total, name) for name in ('products', 'images', 'categories', 'source_bytes')}

@@ -46,7 +46,7 @@ def test_the_papers_two_configurations_differ_as_in_the_paper(monkeypatch):
 def commands() -> list[str]:
     text = ''.join((ROOT / name).read_text() for name in ('README.md', 'BUILD.md', 'Makefile'))
     found = re.findall(r'python -m ((?:pipeline|model|ensemble|tools)\.\w+(?:[^\S\n]+[^\s`|#)]+)*)', text)
-    return sorted(set(found))
+    return sorted(command for command in set(found) if not command.startswith('pipeline.beam_worker '))
 
 
 def test_the_three_commands_are_in_the_readme():

@@ -21,7 +21,6 @@ import io
 import json
 import os
 import time
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -32,7 +31,7 @@ from absl import flags
 
 from pipeline import program, storage
 from pipeline.errors import InputError
-from tools import emoji_sources
+from tools import emoji_sources, kaggle
 from tools.emoji_sources import Drawing, Emoji
 
 FLAGS = program.flag_values()
@@ -45,22 +44,14 @@ PRODUCTS = flags.DEFINE_integer(
     'products', 0, 'For quick trials: at most this many, in whole categories; 0: all.', lower_bound=0, flag_values=FLAGS
 )
 
-# Cdiscount's train products with 1, 2, 3 and 4 pictures.
-PICTURE_COUNTS = (4_369_441, 1_128_588, 542_792, 1_029_075)
-# Kaggle's test share: 1,768,182 of 8,838,078 products.
-TEST_SHARE = 0.20006
+# Kaggle's test share, 0.20006.
+TEST_SHARE = kaggle.TEST_PRODUCTS / (kaggle.TRAIN_PRODUCTS + kaggle.TEST_PRODUCTS)
 # Kaggle's smallest category has 12 pictures, which at 1.75 pictures a product are 7 products.
 SMALLEST_CATEGORY = 7
-# Kaggle's category ids.
-CATEGORY_IDS = range(1_000_000_237, 1_000_022_605)
-# Kaggle's product ids reach 23.6 million for 8.84 million products.
-ID_SPACING = 2.67
 # Share of the whole id range over which a category's products scatter: a file begins with runs of few categories, as
 # Kaggle's does (36 of its first 82 products are of one category), yet no range of ids is free of the others.
 CATEGORY_SCATTER = 0.02
 
-# Kaggle's names: a file of this name may be the real one, which nothing here overwrites.
-KAGGLE_FILES = ('train.bson', 'test.bson', 'category_names.csv', 'sample_submission.csv')
 MARKER = 'demo_catalogue.json'
 # Raise this when the files made from the same flags change.
 LAYOUT = 1
@@ -96,7 +87,7 @@ def main(argv: list[str]) -> None:
         'products': PRODUCTS.value,
         'sources': {source.package: source.version for source in sources},
     }
-    counts = finished_counts(output_dir, wanted)
+    counts = kaggle.finished_counts(output_dir, wanted, marker_name=MARKER)
     if counts:
         made = f'{output_dir} holds this catalogue already: nothing to do'
     else:
@@ -110,14 +101,9 @@ def main(argv: list[str]) -> None:
         write_catalogue(output_dir, files, marker={'wanted': wanted, 'counts': counts})
         megabytes = sum(map(len, files.values())) / 1e6
         made = f'made {output_dir} in {time.monotonic() - start:.0f} s, {megabytes:.0f} MB'
-    print(summary(counts))
+    print(kaggle.summary(counts))
     print(made)
     print('next: python -m pipeline.convert --runner=DirectRunner')
-
-
-def generator(seed: int, purpose: str) -> np.random.Generator:
-    """A generator of its own for each draw, so that a change to one leaves the others alone."""
-    return np.random.default_rng([seed, zlib.crc32(purpose.encode())])
 
 
 def choose_emoji(emoji: Sequence[Emoji], *, products: int, seed: int) -> list[Emoji]:
@@ -130,7 +116,7 @@ def choose_emoji(emoji: Sequence[Emoji], *, products: int, seed: int) -> list[Em
     names = sorted(name for name, size in sizes.items() if size >= SMALLEST_CATEGORY)
     if products:
         room, fitting = products, []
-        for index in generator(seed, 'categories').permutation(len(names)):
+        for index in kaggle.generator(seed, 'categories').permutation(len(names)):
             if sizes[names[index]] <= room:
                 fitting.append(names[index])
                 room -= sizes[names[index]]
@@ -148,7 +134,7 @@ def name_categories(emoji: Sequence[Emoji], *, seed: int) -> dict[tuple[str, str
     """
     names = sorted({(one.group, one.subgroup) for one in emoji})
     shared = Counter((group, subgroup.split('-')[0]) for group, subgroup in names)
-    ids = generator(seed, 'category ids').choice(CATEGORY_IDS, len(names), replace=False)
+    ids = kaggle.generator(seed, 'category ids').choice(kaggle.CATEGORY_IDS, len(names), replace=False)
     categories = {}
     for (group, subgroup), category_id in zip(names, ids.tolist(), strict=True):
         word = subgroup.split('-')[0]
@@ -165,7 +151,7 @@ def plan_products(
     test_bases = draw_test_bases(list(zip(category_ids, (one.base for one in emoji), strict=True)), seed=seed)
     picture_counts = deal_picture_counts([len(one.drawings) for one in emoji], seed=seed)
     product_ids = draw_product_ids(category_ids, seed=seed)
-    choice = generator(seed, 'drawings')
+    choice = kaggle.generator(seed, 'drawings')
     products = []
     for index, one in enumerate(emoji):
         chosen = choice.permutation(len(one.drawings))[: picture_counts[index]]
@@ -184,7 +170,7 @@ def draw_test_bases(emoji: Sequence[tuple[int, str]], *, seed: int) -> set[str]:
     bases_of_category: dict[int, set[str]] = defaultdict(set)
     for category, base in emoji:
         bases_of_category[category].add(base)
-    draw = generator(seed, 'test')
+    draw = kaggle.generator(seed, 'test')
     test: set[str] = set()
     for _, bases in sorted(bases_of_category.items()):
         number = min(round(TEST_SHARE * len(bases)), len(bases) - 1)
@@ -201,11 +187,11 @@ def deal_picture_counts(available: Sequence[int], *, seed: int) -> list[int]:
         available: the number of drawings of each product, 1 or more.
         seed: decides the draw.
     """
-    cumulative = np.cumsum(PICTURE_COUNTS) / sum(PICTURE_COUNTS)
+    cumulative = np.cumsum(kaggle.PICTURE_COUNTS) / sum(kaggle.PICTURE_COUNTS)
     left = np.diff(np.rint(cumulative * len(available)).astype(int), prepend=0)
     counts = [1] * len(available)
-    order = generator(seed, 'picture counts').permutation(len(available)).tolist()
-    for number in range(len(PICTURE_COUNTS), 1, -1):
+    order = kaggle.generator(seed, 'picture counts').permutation(len(available)).tolist()
+    for number in range(len(kaggle.PICTURE_COUNTS), 1, -1):
         able = [index for index in order if counts[index] == 1 and available[index] >= number]
         for index in able[: left[number - 1]]:
             counts[index] = number
@@ -214,12 +200,12 @@ def deal_picture_counts(available: Sequence[int], *, seed: int) -> list[int]:
 
 def draw_product_ids(category_ids: Sequence[int], *, seed: int) -> list[int]:
     """Ids in one range with gaps, near to each other for products of one category, as Kaggle's are."""
-    draw = generator(seed, 'product ids')
+    draw = kaggle.generator(seed, 'product ids')
     places = {category: draw.random() for category in sorted(set(category_ids))}
     position = np.array([places[category] for category in category_ids])
     position += draw.normal(scale=CATEGORY_SCATTER, size=len(position))
     ids = np.empty(len(position), int)
-    ids[np.argsort(position, kind='stable')] = np.cumsum(draw.geometric(1 / ID_SPACING, size=len(position))) - 1
+    ids[np.argsort(position, kind='stable')] = np.cumsum(draw.geometric(1 / kaggle.ID_SPACING, size=len(position))) - 1
     return ids.tolist()
 
 
@@ -284,45 +270,9 @@ def count(products: Sequence[Product], categories: Mapping[tuple[str, str], Cate
         'train_products': len(products) - test,
         'test_products': test,
         'pictures': sum(len(product.drawings) for product in products),
-        'products_with_pictures': {str(number): sizes[number] for number in range(1, len(PICTURE_COUNTS) + 1)},
+        'products_with_pictures': {str(number): sizes[number] for number in range(1, len(kaggle.PICTURE_COUNTS) + 1)},
         'categories': len(categories),
     }
-
-
-def summary(counts: Mapping[str, Any]) -> str:
-    """The counts in three lines."""
-    train, test = counts['train_products'], counts['test_products']
-    sizes = ', '.join(f'{size:,} with {number}' for number, size in counts['products_with_pictures'].items())
-    return '\n'.join(
-        [
-            f'products: {train + test:,} ({train:,} train, {test:,} test)',
-            f'pictures: {counts["pictures"]:,} (products: {sizes})',
-            f'categories: {counts["categories"]:,}',
-        ]
-    )
-
-
-def finished_counts(output_dir: str, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The counts of the catalogue in the folder if it is whole and made as wanted now; None if it is to be made.
-
-    Raises:
-        InputError: the folder has a train.bson or another of Kaggle's files that this program didn't make.
-    """
-    marker_path = storage.join(output_dir, MARKER)
-    marker: dict[str, Any] = {'files': {}}
-    if storage.exists(marker_path):
-        with storage.open_read(marker_path) as file:
-            marker = json.loads(file.read())
-    sizes = marker['files']
-    if sizes is None:  # a run was stopped while it wrote: whatever is there is a part of it
-        return None
-    present = set(storage.list_names(output_dir))
-    for name in KAGGLE_FILES:
-        path = storage.join(output_dir, name)
-        if name in present and storage.size(path) != sizes.get(name):
-            raise InputError(f'{path}: not made by this program, so it stays: choose another --output_dir')
-    whole = present.issuperset(sizes) and marker.get('wanted') == wanted
-    return marker['counts'] if whole else None
 
 
 def write_catalogue(output_dir: str, files: Mapping[str, bytes], *, marker: Mapping[str, Any]) -> None:

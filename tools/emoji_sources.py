@@ -25,14 +25,9 @@ from typing import Any, NamedTuple
 
 from pipeline import program
 from pipeline.errors import InputError
+from tools import kaggle
+from tools.kaggle import SIDE, Image
 
-try:
-    from PIL import Image
-except ImportError:
-    raise SystemExit("error: drawing pictures needs pillow: pip install -c constraints.txt -e '.[demo]'") from None
-
-SIDE = 180  # pixels; every Cdiscount picture is 180x180
-QUALITY = 75  # the real pictures carry the standard tables of this quality
 MARGIN = 8  # pixels of white on each side; shop photos are cropped about this tightly
 DRAWING_SIDE = 256  # pixels; the size of Fluent's ready pictures, so that every vendor's is scaled down alike
 OPAQUE = 8  # of 255; a pixel fainter than this is the fringe of a soft shadow and doesn't count as drawing
@@ -276,9 +271,7 @@ def render(data: bytes) -> bytes:
     drawing = drawing.resize((width, height), Image.Resampling.LANCZOS)
     picture = Image.new('RGB', (SIDE, SIDE), 'white')
     picture.paste(drawing, ((SIDE - width) // 2, (SIDE - height) // 2), mask=drawing)
-    buffer = io.BytesIO()
-    picture.save(buffer, 'JPEG', quality=QUALITY, subsampling='4:2:0')
-    return buffer.getvalue()
+    return kaggle.encode(picture)
 
 
 def _rasterize(data: bytes) -> Image.Image:

@@ -190,7 +190,7 @@ def test_the_damaged_record_is_named_and_those_before_it_are_read(tmp_path: Path
 )
 def test_a_record_that_holds_something_else_is_damage(tmp_path: Path, data: bytes) -> None:
     info = logits.write_shard(str(tmp_path), NAME, rows_of([1]), split='val')
-    (tmp_path / NAME).write_bytes(records.frame(data))
+    (tmp_path / NAME).write_bytes(records.frame([data]))
     with pytest.raises(InputError, match='record 0 is damaged'):
         read(tmp_path, info)
 

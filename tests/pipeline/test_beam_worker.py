@@ -13,8 +13,9 @@ REPOSITORY = Path(beam_worker.__file__).parents[1]
 # Starts a worker that does nothing but watch, says so, and waits.
 PROGRAM = """
 import os, subprocess, sys, time
-watch = f'from pipeline import beam_worker; print("watching", flush=True); beam_worker.end_with({os.getpid()})'
-subprocess.Popen([sys.executable, '-c', watch])
+begin = f'from pipeline import beam_worker; beam_worker.end_with({os.getpid()})'
+wait = 'import time; print("watching", flush=True); time.sleep(60)'
+subprocess.Popen([sys.executable, '-c', f'{begin}; {wait}'])
 time.sleep(60)
 """
 
@@ -29,6 +30,6 @@ def test_a_worker_ends_when_its_program_is_killed():
 
 
 def test_a_worker_ends_whose_program_is_gone_before_it_looks():
-    watch = 'from pipeline import beam_worker; beam_worker.end_with(0)'
+    watch = 'from pipeline import beam_worker; beam_worker.end_with(0); import time; time.sleep(60)'
     done = subprocess.run([sys.executable, '-c', watch], env={**os.environ, 'PYTHONPATH': str(REPOSITORY)}, timeout=30)
     assert done.returncode == 1

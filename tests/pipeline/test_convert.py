@@ -184,8 +184,8 @@ def test_the_manifest_is_written_last(converted):
 
 def test_an_earlier_manifest_goes_before_its_shards_are_replaced(source, tmp_path):
     (tmp_path / 'manifest.json').write_text('of an earlier run')
-    planned = shards.begin({'val': (2, 2, 1, 10), 'train': (1, 2, 3, 4)}, [], job(source, tmp_path))
-    assert planned == plan.Plan({'train': (1, 2, 3, 4), 'val': (2, 2, 1, 10)}, {'train': 1, 'val': 1}, 0)
+    totals = [plan.Total('val', 2, 2, 1, 10, 1), plan.Total('train', 1, 2, 3, 4, 1)]
+    assert shards.begin(job(source, tmp_path), totals, []) == shards.Plan((totals[1], totals[0]), 0)
     assert contents(tmp_path) == {}
 
 
@@ -193,8 +193,8 @@ def test_nothing_is_replaced_before_all_products_are_known_to_stand_once(source,
     pipeline = beam.Pipeline(runner='FnApiRunner')
     convert._build(pipeline, job(source, tmp_path))
     steps = {step.full_label: step for step in pipeline.transforms_stack[0].parts}
-    assert [view.pvalue.producer.full_label for view in steps['Begin'].side_inputs] == ['Rejected']
-    assert [view.pvalue.producer.full_label for view in steps['ByShard'].side_inputs] == ['Begin']
+    assert {view.pvalue.tag for view in steps['Begin'].side_inputs} == {'totals', 'rejected'}
+    assert [view.pvalue.producer.full_label for view in steps['Write'].side_inputs] == ['Begin']
 
 
 def test_the_summary_counts_and_names_the_next_command(source, tmp_path, capsys):
@@ -228,18 +228,16 @@ def test_the_size_of_the_windows_does_not_matter(source, converted, tmp_path, mo
     assert contents(tmp_path) == contents(converted)
 
 
-def test_the_order_of_the_blocks_does_not_matter(source, converted, tmp_path):
+def test_a_shard_is_written_by_itself_as_by_the_job(source, converted, tmp_path):
     the_job = job(source, tmp_path)
     (tmp_path / shards.JOURNAL).mkdir()
-    places = train_places(the_job)
-    for order in itertools.permutations(np.array_split(places, 3)):
-        planned = list(plan.split_categories((0, order), the_job))
-        made = plan.make(dict(plan.count(one) for one in planned), rejected=0, job=the_job)
-        for one in planned:
-            for key, chosen in plan.by_shard(one, made, the_job):
-                info, _ = shards.write_shard((key, np.array_split(chosen, 3)[::-1]), the_job)
-                assert (tmp_path / info.name).read_bytes() == (converted / info.name).read_bytes()
-                (tmp_path / info.name).unlink()
+    made = list(plan.plan_source(0, train_places(the_job), the_job))
+    for shard in (one for one in made if isinstance(one, plan.Shard)):
+        info, _ = shards.write_shard(shard, the_job)
+        assert (tmp_path / info.name).read_bytes() == (converted / info.name).read_bytes()
+    assert sorted(path.name for path in tmp_path.glob('*.tfrecord')) == [
+        'train-00000-of-00001.tfrecord', 'val-00000-of-00001.tfrecord'
+    ]  # fmt: skip
 
 
 def test_another_seed_gives_another_split_of_the_same_products(source, converted, tmp_path):
@@ -423,7 +421,7 @@ def test_a_source_that_changes_meanwhile_leaves_no_half_shard_and_no_manifest(go
     (good_source / 'train.bson').write_bytes(b''.join(reordered))
     error = 'train.bson: changed while it was read; run the conversion again'
     with pytest.raises(InputError, match=exactly(good_source, error)):
-        shards.write_shard((('train', 0, 1), [places]), job(good_source, tmp_path / 'shards'))
+        shards.write_shard(plan.Shard('train', 0, 1, places), job(good_source, tmp_path / 'shards'))
     assert contents(tmp_path / 'shards') == {}
 
 

@@ -40,7 +40,7 @@ def write_shards(folder: Path, *, train: int, val: int = 0, shards: int = 1) -> 
                 )
                 for n in numbers.tolist()
             ]
-            data = b''.join(records.frame(records.encode(row)) for row in rows)
+            data = records.frame(map(records.encode, rows))
             file = folder / split.shard_name(name, index, shards)
             file.write_bytes(data)
             images = sum(len(row.images) for row in rows)

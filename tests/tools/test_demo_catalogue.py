@@ -22,7 +22,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from pipeline.errors import InputError
 from tests import packages
 from tests.packages import TONES
-from tools import demo_catalogue, emoji_sources
+from tools import demo_catalogue, emoji_sources, kaggle
 from tools.demo_catalogue import Category, Product
 from tools.emoji_sources import Drawing, Emoji, Source
 
@@ -309,7 +309,7 @@ def test_other_flags_replace_our_own_catalogue(make, tmp_path):
     assert contents(tmp_path / 'out')['train.bson'] != first['train.bson']
 
 
-@pytest.mark.parametrize('name', demo_catalogue.KAGGLE_FILES)
+@pytest.mark.parametrize('name', kaggle.FILES)
 def test_a_file_that_is_not_ours_is_never_overwritten(make, tmp_path, name):
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out' / name).write_bytes(b'real')

@@ -1,0 +1,71 @@
+"""Measures what the project is built for, against references in the same run: `python -m tools.bench convert`
+
+Parts: convert (the conversion against a plain loop, and its memory). Times are medians of interleaved runs, start-up
+included; the table says which figures keep to their limits. Exit code 1 if one doesn't.
+"""
+
+from __future__ import annotations
+
+from pipeline import program  # first: it quiets the logs of what is imported below
+
+# isort: split
+import dataclasses
+import json
+import os
+import platform
+import tempfile
+from pathlib import Path
+
+from absl import flags
+
+from pipeline import storage
+from pipeline.errors import InputError
+from tools.benchmarks import convert
+from tools.benchmarks.measure import Row
+
+FLAGS = program.flag_values()
+JSON = flags.DEFINE_string('json', None, 'Also write the figures to this file.', flag_values=FLAGS)
+RUNS = flags.DEFINE_integer('runs', 5, 'How often each command is timed.', lower_bound=1, flag_values=FLAGS)
+WORK_DIR = flags.DEFINE_string(
+    'work_dir', None, 'Folder for what is measured, 15 GB; default: the folder for temporary files.', flag_values=FLAGS
+)
+
+PARTS = {'convert': convert.run}
+
+
+def main(argv: list[str]) -> None:
+    """Runs the parts named on the command line."""
+    parts = program.parse(FLAGS, argv, doc=__doc__, pass_through=True)
+    for part in parts or ['']:
+        if part not in PARTS:
+            raise flags.Error(f'name one or more parts of {", ".join(PARTS)}, not {part!r}')
+    rows: list[Row] = []
+    told = {
+        'machine': {'cores': os.cpu_count(), 'processor': platform.processor(), 'python': platform.python_version()}
+    }
+    with tempfile.TemporaryDirectory(prefix='bench-', dir=WORK_DIR.value) as folder:
+        for part in parts:
+            made, told[part] = PARTS[part](Path(folder), runs=RUNS.value)
+            rows += made
+    _print_table(rows)
+    if JSON.value:
+        figures = [{**dataclasses.asdict(row), 'ratio': row.ratio, 'met': row.met} for row in rows]
+        with storage.atomic_writer(JSON.value) as file:
+            file.write((json.dumps({'figures': figures, **told}, indent=1) + '\n').encode())
+        print(f'wrote {JSON.value}')
+    missed = [row.name for row in rows if not row.met]
+    if missed:
+        raise InputError(f'{len(missed)} of {len(rows)} figures miss their limit: {"; ".join(missed)}')
+    print(f'all {len(rows)} figures keep to their limits')
+
+
+def _print_table(rows: list[Row]) -> None:
+    print(f'{"":50} {"ours":>10} {"reference":>10} {"ratio":>6}  limit')
+    for row in rows:
+        scale, unit = (1e6, 'MB') if row.unit == 'B' else (1, row.unit)
+        numbers = f'{row.ours / scale:7,.1f} {unit:2} {row.reference / scale:7,.1f} {unit:2} {row.ratio:6.2f}'
+        print(f'{row.name:50} {numbers}  {"<=" if row.at_most else ">="} {row.limit} {"" if row.met else "MISSED"}')
+
+
+if __name__ == '__main__':
+    program.run(main)

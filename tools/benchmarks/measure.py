@@ -1,0 +1,116 @@
+"""Measures commands as whole processes: interleaved wall times, and the memory that is theirs alone."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import InputError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of a benchmark.
+
+    Attributes:
+        name: what was measured.
+        ours: the figure.
+        reference: what it is held against, in the same unit; from the same run.
+        unit: of both.
+        limit: what `ours / reference` must keep to.
+        at_most: whether the limit is the largest ratio allowed, or the smallest.
+    """
+
+    name: str
+    ours: float
+    reference: float
+    unit: str
+    limit: float
+    at_most: bool = True
+
+    @property
+    def ratio(self) -> float:
+        """Ours as a part of the reference."""
+        return self.ours / self.reference
+
+    @property
+    def met(self) -> bool:
+        """Whether the ratio keeps to the limit."""
+        return self.ratio <= self.limit if self.at_most else self.ratio >= self.limit
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a command.
+
+    Attributes:
+        seconds: wall time, start-up included.
+        peak_bytes: the most private memory that all its processes held together; 0 if it wasn't watched.
+        output: what it printed on stdout.
+    """
+
+    seconds: float
+    peak_bytes: int
+    output: str
+
+
+def run(command: Sequence[str], *, watch_memory: bool = False) -> Run:
+    """Runs a Python command (`-m module ...`) to its end.
+
+    Raises:
+        InputError: it failed; with the last line it said.
+    """
+    os.sync()  # what an earlier run has left to be written must not slow this one down
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    peak = 0
+    while watch_memory and process.poll() is None:
+        peak = max(peak, _private_bytes(process.pid))
+        time.sleep(0.02)
+    output, errors = process.communicate()
+    seconds = time.perf_counter() - started
+    if process.returncode:
+        raise InputError(f'{" ".join(command)} failed: {errors.strip().splitlines()[-1:]}')
+    return Run(seconds, peak, output)
+
+
+def interleaved(commands: dict[str, Callable[[], Run]], *, runs: int) -> dict[str, list[Run]]:
+    """Runs commands in turn, so that a machine that gets slower or faster does so for all of them."""
+    done: dict[str, list[Run]] = {name: [] for name in commands}
+    for number in range(runs):
+        for name in list(commands)[:: 1 if number % 2 else -1]:
+            done[name].append(commands[name]())
+            print(f'  run {number + 1} of {runs}: {name} {done[name][-1].seconds:.1f} s', flush=True)
+    return done
+
+
+def median_seconds(runs: Sequence[Run]) -> float:
+    """The median wall time."""
+    return statistics.median(one.seconds for one in runs)
+
+
+def _private_bytes(session: int) -> int:
+    """Anonymous memory of all processes of a session; mapped files are the page cache's and don't count."""
+    total = 0
+    for folder in Path('/proc').iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            if os.getsid(int(folder.name)) == session:
+                status = (folder / 'status').read_text()
+                total += sum(int(line.split()[1]) * 1024 for line in status.splitlines() if _is_private(line))
+        except (ProcessLookupError, FileNotFoundError):  # it ended meanwhile
+            continue
+    return total
+
+
+def _is_private(line: str) -> bool:
+    return line.startswith(('RssAnon:', 'RssShmem:'))
