@@ -205,7 +205,8 @@ def plan_source(source: int, places: np.ndarray, job: Job) -> Iterator[Rejected 
         rule = f'product {places["product_id"][number]} stands at byte {places["offset"][first]} already'
         offset, length = int(places['offset'][number]), int(places['length'][number])
         yield _rejected(source, bson_stream.Damage(offset, length, rule, 'each may stand once'), job)
-    places = np.delete(places, repeated[0])
+    if len(repeated[0]):
+        places = np.delete(places, repeated[0])
     if job.with_category(source):
         hashes = split.hashes(places['product_id'], seed=job.seed)
         held_out = split.is_val(places['label'], hashes, val_fraction=job.val_fraction)

@@ -49,7 +49,8 @@ def note_places(made: plan.Split, job: plan.Job) -> None:
     """Notes where the products of a split stand: too much to be handed from process to process."""
     storage.make_folder(storage.join(job.output_dir, JOURNAL))
     with storage.atomic_writer(_in_journal(made.total.split + PLACES, job)) as file:
-        file.write(made.places.tobytes())
+        for shard in made.shards:
+            file.write(made.places[shard.start : shard.stop].tobytes())
 
 
 def _places(shard: plan.Shard, job: plan.Job) -> np.ndarray:
