@@ -38,7 +38,7 @@ test-flink: .venv/installed
 test-latest: .venv-latest/installed
 	$(LATEST)/python -m pytest -m "not slow"
 
-# Half an hour at most, 15 GB of disk; nothing else should run meanwhile.
+# Eight minutes, 15 GB of disk; nothing else should run meanwhile.
 bench: .venv/installed
 	$(BIN)/python -m tools.bench convert --json=bench.json
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import apache_beam as beam
+import grpc
 from absl import flags
 from apache_beam.metrics import Metrics
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
@@ -33,11 +34,17 @@ from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
     SubprocessSdkWorkerHandler,
     WorkerHandler,
 )
+from apache_beam.runners.portability.local_job_service import SubprocessSdkWorker
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 from google.protobuf import json_format, text_format
 
 from pipeline import beam_worker, flink
 from pipeline.errors import InputError
+
+KILLED = (
+    'a worker process was killed, perhaps for want of memory; give the same command again, or fewer processes '
+    '(--direct_num_workers)'
+)
 
 
 @dataclass(frozen=True)
@@ -99,8 +106,9 @@ class Engine:
         try:
             pipeline = beam.Pipeline(runner=self.runner, options=self.options)
             build(pipeline)
-            result = pipeline.run()
-            result.wait_until_finish()
+            with _quiet_threads():
+                result = pipeline.run()
+                result.wait_until_finish()
             told = result.metrics().query()
             spans = {metric.key.metric.name: metric.result for metric in told['distributions']}
             return Report(
@@ -109,6 +117,22 @@ class Engine:
             )
         except Exception as error:
             raise _input_error(error) or flink.input_error(error) or error from None
+
+
+@contextlib.contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Beam's threads that read from a worker die with a traceback when it is killed; the job's own error tells it."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not issubclass(args.exc_type, grpc.RpcError):
+            before(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def engine(argv: list[str]) -> Engine:
@@ -160,16 +184,19 @@ class _Forked:
     def __init__(self) -> None:
         program = os.getpid()
         read, self._write = os.pipe()
-        sys.stdout.flush()
+        if sys.stdout:
+            sys.stdout.flush()
         self._process = os.fork()
         if self._process:
             os.close(read)
             return
-        beam_worker.end_with(program)
-        with os.fdopen(read) as told:
-            os.environ.update(json.loads(told.readline()))
-        beam_worker.work()
-        os._exit(0)
+        try:  # what is raised here must not climb into the program's own code
+            beam_worker.end_with(program)
+            with os.fdopen(read) as told:
+                os.environ.update(json.loads(told.readline()))
+            beam_worker.work()
+        finally:
+            os._exit(0)
 
     def begin(self, environment: dict[str, str]) -> None:
         """Tells it its job."""
@@ -186,18 +213,25 @@ _forked: list[_Forked] = []
 
 @WorkerHandler.register_environment(python_urns.SUBPROCESS_SDK, bytes)
 class _Worker(SubprocessSdkWorkerHandler):
-    """Beam's handler of a worker process, without its hang at the end of a failed job.
+    """Beam's handler of a worker process, without its hangs.
 
     Beam 2.77 tells only the workers connected by then that the job is over, and waits for all of them to exit. Where
-    one fails before another has started up, the other would wait for work for ever.
+    one fails before another has started up, the other would wait for work for ever. And it may wait for ever for the
+    answer of a worker that was killed.
     """
 
     def start_worker(self) -> None:
         """Gives the job to a forked worker, or starts a process."""
-        if not _forked:
-            super().start_worker()
-            return
-        worker = _forked.pop()
+        if _forked:
+            wait = self._begin(_forked.pop())
+        else:
+            wait = SubprocessSdkWorker(
+                self._worker_command_line, self.control_address, self.provision_info, self.worker_id
+            ).run
+        self.worker_thread = threading.Thread(target=self._watch, args=(wait,))
+        self.worker_thread.start()
+
+    def _begin(self, worker: _Forked) -> Callable[[], None]:
         control = endpoints_pb2.ApiServiceDescriptor(url=self.control_address)
         options = self.provision_info.provision_info.pipeline_options
         worker.begin(
@@ -207,8 +241,13 @@ class _Worker(SubprocessSdkWorkerHandler):
                 'PIPELINE_OPTIONS': json_format.MessageToJson(options),
             }
         )
-        self.worker_thread = threading.Thread(target=worker.wait)
-        self.worker_thread.start()
+        return worker.wait
+
+    def _watch(self, wait: Callable[[], None]) -> None:
+        """Ends what waits for an answer from the worker when there is no worker any more."""
+        with contextlib.suppress(RuntimeError):  # Beam's, of an exit code that isn't 0
+            wait()
+        self.control_conn.abort(InputError(KILLED))
 
     def stop_worker(self) -> None:
         """Leaves the word that the job is over for a worker that comes too late to hear it."""
@@ -246,6 +285,9 @@ def _input_error(error: Exception) -> InputError | None:
 
     Workers hand it over as text: a traceback, then name and message.
     """
-    text = f'{type(error).__module__}.{type(error).__qualname__}: {error}'.replace('\\n', '\n')
-    found = re.findall(r'^(?:pipeline\.errors\.\w+: |\w+Error: (?=\[Errno ))(.+)$', text, re.MULTILINE)
+    if 'Channel closed prematurely' in str(error):  # Beam's words for it
+        return InputError(KILLED)
+    pattern = re.compile(r'^(?:pipeline\.errors\.\w+: |\w+Error: (?=\[Errno ))(.+)$', re.MULTILINE)
+    text = f'{type(error).__module__}.{type(error).__qualname__}: {error}'
+    found = pattern.findall(text) or pattern.findall(text.replace('\\n', '\n'))
     return InputError(re.sub(r" \[while running '.*$", '', found[-1])) if found else None

@@ -18,6 +18,7 @@ import contextlib
 import gc
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -43,7 +44,11 @@ def _ask(worker_id: str, endpoint: str) -> dict[str, str]:
 
 
 def end_with(program: int) -> None:
-    """Ends this process as soon as the program that started it is gone: its children then have another parent."""
+    """Ends this process as soon as the program that started it is gone: its children then have another parent.
+
+    Ctrl-C, which the terminal sends to all of them, is left to the program.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == program:

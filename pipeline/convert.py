@@ -17,6 +17,7 @@ from pipeline import program  # first: it quiets the logs of what is imported be
 import contextlib
 import dataclasses
 import hashlib
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -179,10 +180,11 @@ def _shown_progress(job: plan.Job) -> Iterator[None]:
         while not done.wait(5 if bar is None else 1):
             if bar is None:
                 bar = program.progress(total=0, label='read and plan', unit=' shards')
-            if not bar.total and shards.is_planned(job):
-                bar.reset(shards.read_plan(job).shards)
-                bar.set_description('write')
-            bar.update(shards.finished(job) - bar.n)
+            with contextlib.suppress(InputError, OSError):  # it is only a display
+                if not bar.total and shards.is_planned(job):
+                    bar.reset(shards.read_plan(job).shards)
+                    bar.set_description('write')
+                bar.update(shards.finished(job) - bar.n)
         if bar is not None:
             bar.close()
 
@@ -195,10 +197,13 @@ def _shown_progress(job: plan.Job) -> Iterator[None]:
         watcher.join()
 
 
+OURS = r'(\.tmp-[0-9a-f]{32}-.+|(train|val|test)-\d{5}-of-\d{5}\.tfrecord)'  # files that a conversion leaves
+
+
 def _remove_stale(output_dir: str, made: manifest.Manifest) -> None:
     listed = {file.name for file in made.files}
     for name in storage.list_names(output_dir):
-        if name.startswith('.tmp-') or (name.endswith('.tfrecord') and name not in listed):
+        if name not in listed and re.fullmatch(OURS, name):
             storage.remove(storage.join(output_dir, name))
 
 

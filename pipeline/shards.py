@@ -48,17 +48,30 @@ class Plan:
 def note_places(made: plan.Split, job: plan.Job) -> None:
     """Notes where the products of a split stand: too much to be handed from process to process."""
     storage.make_folder(storage.join(job.output_dir, JOURNAL))
-    with storage.atomic_writer(_in_journal(made.total.split + PLACES, job)) as file:
+    with storage.atomic_writer(_places_path(made.total.split, job)) as file:
         for shard in made.shards:
             file.write(made.places[shard.start : shard.stop].tobytes())
 
 
 def _places(shard: plan.Shard, job: plan.Job) -> np.ndarray:
     """The products of a shard, PLACE [n], as noted."""
-    size = plan.PLACE.itemsize
-    with storage.open_ranges(_in_journal(shard.split + PLACES, job)) as file:
-        noted = file.window(shard.start * size, (shard.stop - shard.start) * size).tobytes()
-    return np.frombuffer(noted, plan.PLACE)
+    size, path = plan.PLACE.itemsize, _places_path(shard.split, job)
+    with storage.open_ranges(path) as file:
+        noted = np.frombuffer(file.window(shard.start * size, (shard.stop - shard.start) * size).tobytes(), plan.PLACE)
+    if len(noted) != shard.stop - shard.start:
+        raise InputError(f'{path}: changed meanwhile; is another conversion writing into {job.output_dir}?')
+    return noted
+
+
+def _places_path(split_name: str, job: plan.Job) -> str:
+    """Another conversion into the same folder, one that was given up but still runs on a cluster, has other names."""
+    return _in_journal(f'{split_name}-{hashlib.sha256(_settings(job)).hexdigest()[:16]}{PLACES}', job)
+
+
+def _settings(job: plan.Job) -> bytes:
+    """What decides the bytes of all shards, but for the code."""
+    settings = [manifest.FORMAT_VERSION, job.sources, job.seed, job.val_fraction, job.shard_bytes]
+    return json.dumps([*settings, job.label_map.digest()], sort_keys=True).encode()
 
 
 def begin(job: plan.Job, totals: list[plan.Total], rejected: list[plan.Rejected]) -> Plan:
@@ -77,9 +90,11 @@ def begin(job: plan.Job, totals: list[plan.Total], rejected: list[plan.Rejected]
     path = storage.join(job.output_dir, REJECTED)
     if rejected:
         _list_rejected(rejected, path)
-    if len(rejected) > job.max_rejected * documents:
+    size = sum(source['bytes'] for source in job.sources)
+    lost = sum(one.damage.length for one in rejected)  # where the structure is damaged, one may be many documents
+    if len(rejected) > job.max_rejected * documents or lost > job.max_rejected * size:
         raise InputError(
-            f'{len(rejected):,} of {documents:,} documents can not be used, more than '
+            f'{len(rejected):,} of {documents:,} documents ({lost:,} of {size:,} bytes) can not be used, more than '
             f'--max_rejected={job.max_rejected}: {path} lists them; mend the catalogue or allow more'
         )
     if not any(total.split == 'train' for total in totals):
@@ -119,7 +134,7 @@ def forget_plan(job: plan.Job) -> None:
     folder = storage.join(job.output_dir, JOURNAL)
     names = storage.list_names(folder)
     for name in names:
-        if not name.endswith(NOTE):
+        if not _is_note(name):
             storage.remove(storage.join(folder, name))
     if names and not finished(job):
         storage.remove(folder)
@@ -135,7 +150,11 @@ def end(job: plan.Job) -> None:
 
 def finished(job: plan.Job) -> int:
     """How many shards of the conversion that is under way are done."""
-    return sum(name.endswith(NOTE) for name in storage.list_names(storage.join(job.output_dir, JOURNAL)))
+    return sum(map(_is_note, storage.list_names(storage.join(job.output_dir, JOURNAL))))
+
+
+def _is_note(name: str) -> bool:
+    return name.endswith(NOTE) and not name.startswith('.tmp-')
 
 
 def write_shard(shard: plan.Shard, job: plan.Job) -> tuple[manifest.FileInfo, bool]:
@@ -194,9 +213,7 @@ def _products(documents: bson_stream.Documents, labels: np.ndarray, split_name: 
 
 def _identity(places: np.ndarray, job: plan.Job) -> str:
     """What decides the bytes of a shard: SHA-256, in hexadecimal."""
-    settings = [manifest.FORMAT_VERSION, job.sources, job.seed, job.val_fraction, job.shard_bytes]
-    known = json.dumps([*settings, job.label_map.digest()], sort_keys=True).encode()
-    return hashlib.sha256(known + places.tobytes()).hexdigest()
+    return hashlib.sha256(_settings(job) + places.tobytes()).hexdigest()
 
 
 def _in_journal(name: str, job: plan.Job) -> str:

@@ -40,6 +40,13 @@ fail() {
     exit "$1"
 }
 
+# Removes the folder of a run, but never one that this script didn't make.
+clear_run() {
+    [[ ! -d $RUN || -z $(ls -A "$RUN") || -d $RUN/conf || -f $RUN/config.yaml ]] ||
+        fail 1 "$RUN: not made by this script; name another folder by FLINK_RUN"
+    rm -rf "$RUN"
+}
+
 fetch() {
     if [[ ! -f $SERVER_JAR ]]; then download; fi
     ln -sfn "${JARS##*/}" .flink/jars  # a name without versions, for the command line
@@ -56,8 +63,10 @@ download() {
     if ! timeout 600 mvn --batch-mode --strict-checksums --file "$JARS.partial/pom.xml" \
         "$plugins:maven-dependency-plugin:$DEPENDENCY_PLUGIN:copy-dependencies" -DoutputDirectory=lib \
         "$plugins:maven-jar-plugin:$JAR_PLUGIN:jar" >"$log" 2>&1; then
+        local code=1
+        grep -qE 'Could not (transfer|find|resolve)|Unknown host|Connect(ion)? |unreachable' "$log" && code=$UNREACHABLE
         rm -rf "$JARS.partial"
-        fail $UNREACHABLE "Maven couldn't get the jars: $(grep -m1 '^\[ERROR\]' "$log" | cut -c1-300); see ${log#"$PWD"/}"
+        fail $code "Maven couldn't get the jars: $(grep -m1 '^\[ERROR\]' "$log" | cut -c1-300); see ${log#"$PWD"/}"
     fi
     mv "$JARS.partial" "$JARS"
 }
@@ -124,7 +133,7 @@ start() {
     if port_answers; then
         fail 1 "port $PORT is taken; give another one: FLINK_PORT=9081 tools/flink.sh start"
     fi
-    rm -rf "$RUN"
+    clear_run
     mkdir -p "$RUN/tmp"
     write_config >"$RUN/config.yaml"
     write_worker >"$RUN/worker"
@@ -247,7 +256,7 @@ status() {
 
 stop() {
     end_processes
-    rm -rf "$RUN"
+    clear_run
 }
 
 end_processes() {

@@ -102,3 +102,14 @@ def test_a_failed_job_ends_though_a_process_of_it_starts_late(tmp_path: Path):
     done = subprocess.run([sys.executable, '-c', LATE_WORKER], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert done.stderr.endswith('pipeline.errors.InputError: of the step\n')
+
+
+def test_a_worker_that_is_killed_ends_the_job_in_one_line():
+    def step(_: int) -> None:
+        import os
+        import signal
+
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(InputError, match='^a worker process was killed, perhaps for want of memory; '):
+        run_step(TWO_PROCESSES, step)
