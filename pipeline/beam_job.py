@@ -149,7 +149,7 @@ def _local_processes(argv: list[str], options: PipelineOptions) -> FnApiRunner:
     if not any(word.startswith('--direct_num_workers') for word in argv):
         direct.direct_num_workers = os.cpu_count()
     if hasattr(os, 'fork') and threading.active_count() == 1 and 'tensorflow' not in sys.modules:
-        _forked.extend(_Forked() for _ in range(direct.direct_num_workers))
+        _forked.extend(_Forked() for _ in range(direct.direct_num_workers - len(_forked)))
     command = f'exec {shlex.quote(sys.executable)} -m pipeline.beam_worker --program={os.getpid()}'
     return FnApiRunner(SubprocessSDKEnvironment.from_command_string(command))
 

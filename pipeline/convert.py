@@ -77,8 +77,12 @@ def main(argv: list[str]) -> None:
     print(f'converting {source_bytes / 1e6:,.1f} MB of {job.input_dir} into {job.output_dir}', flush=True)
     storage.make_folder(job.output_dir)
     shards.forget_plan(job)
-    with _shown_progress(job):
-        report = engine.run(lambda pipeline: _build(pipeline, job))
+    try:
+        with _shown_progress(job):
+            report = engine.run(lambda pipeline: _build(pipeline, job))
+    except BaseException:
+        shards.forget_plan(job)
+        raise
     _print_plan(job)
     _print_times(report, seconds=time.time() - started, source_bytes=source_bytes)
     shards.end(job)
@@ -148,10 +152,12 @@ def plan_source(source: int, job: plan.Job) -> Iterator[Any]:
     places = np.concatenate([np.empty(0, plan.PLACE), *blocks])
     blocks.clear()
     for made in plan.plan_source(source, places, job):
-        if isinstance(made, plan.Shard):
-            yield made
+        if isinstance(made, plan.Rejected):
+            yield beam.pvalue.TaggedOutput('rejected', made)
         else:
-            yield beam.pvalue.TaggedOutput('rejected' if isinstance(made, plan.Rejected) else 'totals', made)
+            shards.note_places(made, job)
+            yield beam.pvalue.TaggedOutput('totals', made.total)
+            yield from made.shards
 
 
 def write_shard(shard: plan.Shard, _: shards.Plan, job: plan.Job) -> manifest.FileInfo:

@@ -12,10 +12,12 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import socket
 import sys
 import tempfile
 from pathlib import Path
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 from apache_beam.options.pipeline_options import FlinkRunnerOptions, JobServerOptions, PipelineOptions, PortableOptions
@@ -38,6 +40,8 @@ def prepare(options: PipelineOptions) -> None:
     jar = flink.flink_job_server_jar
     if jar and '://' not in jar and not os.path.exists(jar):
         raise InputError(f'--flink_job_server_jar={jar}: no such file; tools/flink.sh fetch gets one')
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _exit)
     folder = _temporary_folder()
     server = options.view_as(JobServerOptions)
     server.job_server_jvm_properties = [f'-Djava.io.tmpdir={folder}', *server.job_server_jvm_properties]
@@ -62,6 +66,11 @@ def input_error(error: Exception) -> InputError | None:
 def is_not_of_job_server(record: logging.LogRecord) -> bool:
     """A filter for the root logger: Beam logs a job server's messages under no name of its own."""
     return record.module not in ('portable_runner', 'subprocess_server')
+
+
+def _exit(number: int, _: object) -> NoReturn:
+    """Ends this process in order, so that Beam ends the job server, which would run the job to its end."""
+    raise SystemExit(128 + number)
 
 
 def _temporary_folder() -> Path:

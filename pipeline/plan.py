@@ -1,8 +1,7 @@
 """What the conversion does with each product: whether it can be used, which split, which shard.
 
-Only this metadata is ever shuffled, 25 bytes a product. All products of a source file are planned at once, by whoever
-has indexed it: the seven million of the challenge take 0.6 GB for some seconds (`make bench`), and what is divided
-among workers after that is whole shards.
+All products of a source file are planned at once, by the process that has indexed it: 25 bytes a product, and as much
+again a few times over while they are sorted. They go into a file; what is handed to workers is a range of it, a shard.
 """
 
 from __future__ import annotations
@@ -82,13 +81,15 @@ class Shard:
         split: train, val or test.
         index: its number among those of the split.
         count: how many the split has.
-        places: PLACE [n], its products, in the order of their hashes.
+        start: number of its first product among those of the split.
+        stop: number after its last one.
     """
 
     split: str
     index: int
     count: int
-    places: np.ndarray
+    start: int
+    stop: int
 
     @property
     def name(self) -> str:
@@ -120,6 +121,21 @@ class Total:
     categories: int
     source_bytes: int
     shards: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """The products of a split.
+
+    Attributes:
+        total: how many.
+        places: PLACE [n], in the order in which they are written.
+        shards: which of them each shard holds; none is empty.
+    """
+
+    total: Total
+    places: np.ndarray
+    shards: tuple[Shard, ...]
 
 
 def index_source(source: int, job: Job) -> Iterator[np.ndarray | Rejected]:
@@ -170,7 +186,7 @@ def _rejected(source: int, damage: bson_stream.Damage, job: Job) -> Rejected:
     return Rejected(source, damage)
 
 
-def plan_source(source: int, places: np.ndarray, job: Job) -> Iterator[Rejected | Total | Shard]:
+def plan_source(source: int, places: np.ndarray, job: Job) -> Iterator[Rejected | Split]:
     """What becomes of the products of a source file.
 
     Args:
@@ -179,7 +195,7 @@ def plan_source(source: int, places: np.ndarray, job: Job) -> Iterator[Rejected 
         job: the conversion.
 
     Yields:
-        the products whose id stands in the file before them, then the splits, and their shards.
+        the products whose id stands in the file before them, then the splits that have any products.
 
     Raises:
         CatalogueError: an id stands twice, and job.skip is off.
@@ -189,14 +205,15 @@ def plan_source(source: int, places: np.ndarray, job: Job) -> Iterator[Rejected 
         rule = f'product {places["product_id"][number]} stands at byte {places["offset"][first]} already'
         offset, length = int(places['offset'][number]), int(places['length'][number])
         yield _rejected(source, bson_stream.Damage(offset, length, rule, 'each may stand once'), job)
-    places = np.delete(places, repeated[0])
+    if len(repeated[0]):
+        places = np.delete(places, repeated[0])
     if job.with_category(source):
         hashes = split.hashes(places['product_id'], seed=job.seed)
         held_out = split.is_val(places['label'], hashes, val_fraction=job.val_fraction)
-        yield from _shards('train', places[~held_out], job)
-        yield from _shards('val', places[held_out], job)
+        yield from _split('train', places[~held_out], job)
+        yield from _split('val', places[held_out], job)
     else:
-        yield from _shards('test', places, job)
+        yield from _split('test', places, job)
 
 
 def _repeated(product_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -210,18 +227,18 @@ def _repeated(product_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return order[same][by_place], order[firsts[same]][by_place]
 
 
-def _shards(name: str, places: np.ndarray, job: Job) -> Iterator[Total | Shard]:
-    """A split and its shards; nothing of a split without products."""
+def _split(name: str, places: np.ndarray, job: Job) -> Iterator[Split]:
     if not len(places):
         return
     size = int(places['length'].sum(dtype=np.int64))
     known = np.unique(places['label'][places['label'] != NO_LABEL])
     count = split.shard_count(size, shard_bytes=job.shard_bytes)
-    yield Total(name, len(places), int(places['images'].sum()), len(known), size, count)
     hashes = split.order_hashes(places['product_id'], seed=job.seed)
     order = np.lexsort((places['product_id'], hashes))
-    starts = np.searchsorted(split.shard_index(hashes[order], count), np.arange(count + 1))
-    for index in range(count):
-        chosen = order[starts[index] : starts[index + 1]]
-        if len(chosen):
-            yield Shard(name, index, count, places[chosen])
+    bounds = np.searchsorted(split.shard_index(hashes[order], count), np.arange(count + 1)).tolist()
+    ranges = enumerate(zip(bounds[:-1], bounds[1:], strict=True))
+    yield Split(
+        Total(name, len(places), int(places['images'].sum()), len(known), size, count),
+        places[order],
+        tuple(Shard(name, index, count, start, stop) for index, (start, stop) in ranges if start < stop),
+    )

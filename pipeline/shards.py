@@ -20,7 +20,9 @@ from pipeline import bson_stream, categories, manifest, plan, records, split, st
 from pipeline.errors import InputError
 
 JOURNAL = '.journal'  # folder beside the shards: the plan and a note for each finished shard; gone once all is done
-PLAN = 'plan.json'
+PLAN = 'plan'
+NOTE = '.json'  # after a shard's name: the note that it is finished
+PLACES = '.places'  # the journal's files of places, one a split: PLACE [n], in the order in which they are written
 PRODUCTS = 512  # read at a time: 4 MB
 REJECTED = 'rejected.jsonl'  # beside the shards: a line for each document that was left out
 
@@ -41,6 +43,22 @@ class Plan:
     def shards(self) -> int:
         """How many files."""
         return sum(total.shards for total in self.totals)
+
+
+def note_places(made: plan.Split, job: plan.Job) -> None:
+    """Notes where the products of a split stand: too much to be handed from process to process."""
+    storage.make_folder(storage.join(job.output_dir, JOURNAL))
+    with storage.atomic_writer(_in_journal(made.total.split + PLACES, job)) as file:
+        for shard in made.shards:
+            file.write(made.places[shard.start : shard.stop].tobytes())
+
+
+def _places(shard: plan.Shard, job: plan.Job) -> np.ndarray:
+    """The products of a shard, PLACE [n], as noted."""
+    size = plan.PLACE.itemsize
+    with storage.open_ranges(_in_journal(shard.split + PLACES, job)) as file:
+        noted = file.window(shard.start * size, (shard.stop - shard.start) * size).tobytes()
+    return np.frombuffer(noted, plan.PLACE)
 
 
 def begin(job: plan.Job, totals: list[plan.Total], rejected: list[plan.Rejected]) -> Plan:
@@ -67,7 +85,7 @@ def begin(job: plan.Job, totals: list[plan.Total], rejected: list[plan.Rejected]
     if not any(total.split == 'train' for total in totals):
         raise InputError(f'{job.source(0)}: holds no product that can be used; get the file again')
     storage.make_folder(storage.join(job.output_dir, JOURNAL))
-    with storage.atomic_writer(storage.join(job.output_dir, JOURNAL, PLAN)) as file:
+    with storage.atomic_writer(_in_journal(PLAN, job)) as file:
         file.write(json.dumps(dataclasses.asdict(made)).encode())
     if not job.plan_only:
         stale = [manifest.NAME] if rejected else [manifest.NAME, REJECTED]
@@ -86,35 +104,38 @@ def _list_rejected(rejected: list[plan.Rejected], path: str) -> None:
 
 def is_planned(job: plan.Job) -> bool:
     """Whether the conversion that is under way has got past its plan."""
-    return storage.exists(storage.join(job.output_dir, JOURNAL, PLAN))
+    return storage.exists(_in_journal(PLAN, job))
 
 
 def read_plan(job: plan.Job) -> Plan:
     """The plan of the conversion that is under way."""
-    with storage.open_read(storage.join(job.output_dir, JOURNAL, PLAN)) as file:
+    with storage.open_read(_in_journal(PLAN, job)) as file:
         noted = json.loads(file.read())
     return Plan(tuple(plan.Total(**total) for total in noted['totals']), noted['rejected'])
 
 
 def forget_plan(job: plan.Job) -> None:
-    """Removes the plan of an earlier run; its notes on finished shards stay."""
-    path = storage.join(job.output_dir, JOURNAL, PLAN)
-    if storage.exists(path):
-        storage.remove(path)
+    """Removes the plan from the journal; the notes on finished shards stay, for the next run."""
+    folder = storage.join(job.output_dir, JOURNAL)
+    names = storage.list_names(folder)
+    for name in names:
+        if not name.endswith(NOTE):
+            storage.remove(storage.join(folder, name))
+    if names and not finished(job):
+        storage.remove(folder)
 
 
 def end(job: plan.Job) -> None:
-    """Removes the journal; after a plan alone, an interrupted run's notes on finished shards stay."""
-    folder = storage.join(job.output_dir, JOURNAL)
-    if job.plan_only and any(name.endswith('.tfrecord.json') for name in storage.list_names(folder)):
+    """Removes the journal; after a plan alone, an interrupted run's notes stay."""
+    if job.plan_only:
         forget_plan(job)
     else:
-        storage.remove(folder)
+        storage.remove(storage.join(job.output_dir, JOURNAL))
 
 
 def finished(job: plan.Job) -> int:
     """How many shards of the conversion that is under way are done."""
-    return max(0, len(storage.list_names(storage.join(job.output_dir, JOURNAL))) - 1)
+    return sum(name.endswith(NOTE) for name in storage.list_names(storage.join(job.output_dir, JOURNAL)))
 
 
 def write_shard(shard: plan.Shard, job: plan.Job) -> tuple[manifest.FileInfo, bool]:
@@ -126,29 +147,30 @@ def write_shard(shard: plan.Shard, job: plan.Job) -> tuple[manifest.FileInfo, bo
     Raises:
         InputError: a source file changed after it was indexed.
     """
-    identity = _identity(shard, job)
-    images = int(shard.places['images'].sum())
+    places = _places(shard, job)
+    identity = _identity(places, job)
+    images = int(places['images'].sum())
     kept = _noted(shard.name, identity, job)
     if kept:
-        return manifest.FileInfo(shard.name, shard.split, len(shard.places), images, *kept), True
+        return manifest.FileInfo(shard.name, shard.split, len(places), images, *kept), True
     length, checksum = 0, google_crc32c.Checksum()
     with storage.atomic_writer(storage.join(job.output_dir, shard.name)) as file:
-        for framed in _framed_products(shard, job):
+        for framed in _framed_products(shard, places, job):
             file.write(framed)
             storage.begin_sync(file)
             checksum.update(framed)
             length += len(framed)
     crc = checksum.hexdigest().decode()
-    with storage.atomic_writer(_note_path(shard.name, job)) as file:
+    with storage.atomic_writer(_in_journal(shard.name + NOTE, job)) as file:
         file.write(json.dumps({'identity': identity, 'bytes': length, 'crc32c': crc}).encode())
-    return manifest.FileInfo(shard.name, shard.split, len(shard.places), images, length, crc), False
+    return manifest.FileInfo(shard.name, shard.split, len(places), images, length, crc), False
 
 
-def _framed_products(shard: plan.Shard, job: plan.Job) -> Iterator[bytes]:
+def _framed_products(shard: plan.Shard, places: np.ndarray, job: plan.Job) -> Iterator[bytes]:
     """The products as TFRecord frames, some hundreds at a time, so that a process never holds a shard."""
     path, with_category = job.source(shard.source), job.with_category(shard.source)
     with storage.open_ranges(path) as file:
-        parts = np.array_split(shard.places, -(-len(shard.places) // PRODUCTS))
+        parts = np.array_split(places, -(-len(places) // PRODUCTS))
         for some, following in zip(parts, [*parts[1:], parts[0][:0]], strict=True):
             file.prefetch(following['offset'], following['length'])
             documents = bson_stream.read(file, some['offset'], some['length'], with_category=with_category)
@@ -170,15 +192,15 @@ def _products(documents: bson_stream.Documents, labels: np.ndarray, split_name: 
     return itertools.starmap(records.Product, zip(*columns, itertools.repeat(split_name), pictures))
 
 
-def _identity(shard: plan.Shard, job: plan.Job) -> str:
+def _identity(places: np.ndarray, job: plan.Job) -> str:
     """What decides the bytes of a shard: SHA-256, in hexadecimal."""
     settings = [manifest.FORMAT_VERSION, job.sources, job.seed, job.val_fraction, job.shard_bytes]
     known = json.dumps([*settings, job.label_map.digest()], sort_keys=True).encode()
-    return hashlib.sha256(known + shard.places.tobytes()).hexdigest()
+    return hashlib.sha256(known + places.tobytes()).hexdigest()
 
 
-def _note_path(name: str, job: plan.Job) -> str:
-    return storage.join(job.output_dir, JOURNAL, f'{name}.json')
+def _in_journal(name: str, job: plan.Job) -> str:
+    return storage.join(job.output_dir, JOURNAL, name)
 
 
 def _noted(name: str, identity: str, job: plan.Job) -> tuple[int, str] | None:
@@ -187,9 +209,9 @@ def _noted(name: str, identity: str, job: plan.Job) -> tuple[int, str] | None:
     A note that is damaged itself counts as none.
     """
     path = storage.join(job.output_dir, name)
-    if not (storage.exists(_note_path(name, job)) and storage.exists(path)):
+    if not (storage.exists(_in_journal(name + NOTE, job)) and storage.exists(path)):
         return None
-    with storage.open_read(_note_path(name, job)) as file:
+    with storage.open_read(_in_journal(name + NOTE, job)) as file:
         text = file.read()
     try:
         note = json.loads(text)

@@ -11,6 +11,7 @@ import pytest
 from model import train
 from model.backbone import names
 from pipeline import beam_job, program
+from tools import bench
 
 ROOT = Path(__file__).parents[1]
 FLAGFILES = sorted(path.name for path in ROOT.glob('*.flags'))
@@ -63,6 +64,9 @@ def test_a_documented_command_is_understood(command, monkeypatch):
     module, *arguments = shlex.split(command)
     runs_beam = module in ('pipeline.convert', 'ensemble.combine')
     flag_values = importlib.import_module(module).FLAGS
-    rest = program.parse(flag_values, [module, *arguments], doc='', pass_through=runs_beam)
+    takes_words = module == 'tools.bench'
+    rest = program.parse(flag_values, [module, *arguments], doc='', pass_through=runs_beam or takes_words)
+    if takes_words:
+        assert set(rest) <= set(bench.PARTS)
     if runs_beam:
         beam_job.engine(rest)

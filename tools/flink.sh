@@ -41,7 +41,11 @@ fail() {
 }
 
 fetch() {
-    [[ -f $SERVER_JAR ]] && return
+    if [[ ! -f $SERVER_JAR ]]; then download; fi
+    ln -sfn "${JARS##*/}" .flink/jars  # a name without versions, for the command line
+}
+
+download() {
     command -v java >/dev/null || fail $UNREACHABLE 'java: not found; install Java 17 (a JRE is enough)'
     command -v mvn >/dev/null || fail $UNREACHABLE 'mvn: not found; install Maven 3'
     echo "fetching Beam $BEAM for Flink $FLINK into ${JARS#"$PWD"/}"

@@ -230,11 +230,12 @@ def test_the_size_of_the_windows_does_not_matter(source, converted, tmp_path, mo
 
 def test_a_shard_is_written_by_itself_as_by_the_job(source, converted, tmp_path):
     the_job = job(source, tmp_path)
-    (tmp_path / shards.JOURNAL).mkdir()
-    made = list(plan.plan_source(0, train_places(the_job), the_job))
-    for shard in (one for one in made if isinstance(one, plan.Shard)):
-        info, _ = shards.write_shard(shard, the_job)
-        assert (tmp_path / info.name).read_bytes() == (converted / info.name).read_bytes()
+    for made in plan.plan_source(0, train_places(the_job), the_job):
+        assert isinstance(made, plan.Split)
+        shards.note_places(made, the_job)
+        for shard in made.shards:
+            info, _ = shards.write_shard(shard, the_job)
+            assert (tmp_path / info.name).read_bytes() == (converted / info.name).read_bytes()
     assert sorted(path.name for path in tmp_path.glob('*.tfrecord')) == [
         'train-00000-of-00001.tfrecord', 'val-00000-of-00001.tfrecord'
     ]  # fmt: skip
@@ -415,13 +416,15 @@ def test_bad_input_leaves_an_empty_folder_empty(good_source, tmp_path, name):
 
 
 def test_a_source_that_changes_meanwhile_leaves_no_half_shard_and_no_manifest(good_source, tmp_path):
-    (tmp_path / 'shards').mkdir()
-    places = train_places(job(good_source, tmp_path))
+    the_job = job(good_source, tmp_path / 'shards')
+    (made, _) = plan.plan_source(0, train_places(the_job), the_job)
+    assert isinstance(made, plan.Split)
+    shards.note_places(made, the_job)
     reordered = GOOD[1:] + GOOD[:1]
     (good_source / 'train.bson').write_bytes(b''.join(reordered))
     error = 'train.bson: changed while it was read; run the conversion again'
     with pytest.raises(InputError, match=exactly(good_source, error)):
-        shards.write_shard(plan.Shard('train', 0, 1, places), job(good_source, tmp_path / 'shards'))
+        shards.write_shard(made.shards[0], the_job)
     assert contents(tmp_path / 'shards') == {}
 
 

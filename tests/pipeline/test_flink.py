@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import socket
 import tempfile
 
@@ -16,8 +17,12 @@ from pipeline.errors import InputError
 
 
 @pytest.fixture(autouse=True)
-def temporary_folder(monkeypatch):
+def settings_of_this_process(monkeypatch):
+    """As they were, afterwards."""
     monkeypatch.setattr(tempfile, 'tempdir', tempfile.gettempdir())
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
 
 
 def prepared(*words: str) -> PipelineOptions:

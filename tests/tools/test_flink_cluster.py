@@ -64,17 +64,19 @@ class Cluster:
         jobs = self.get('jobs/overview')['jobs']
         return self.get(f'jobs/{max(jobs, key=lambda job: job["start-time"])["jid"]}')
 
-    def processes(self) -> list[str]:
-        """The numbers of what was started: every process has the folder's name in its command or its environment."""
-        found = []
-        for process in Path('/proc').glob('[0-9]*'):
-            try:
-                told = (process / 'cmdline').read_bytes() + (process / 'environ').read_bytes()
-            except OSError:  # ended meanwhile, or another user's
-                continue
-            if bytes(self.folder) + b'/tmp' in told:
-                found.append(process.name)
-        return found
+
+def mentioning(path: Path, program: str = '') -> list[str]:
+    """The numbers of the processes that have a path in their command or environment; of one program, or of any."""
+    found = []
+    for process in Path('/proc').glob('[0-9]*'):
+        try:
+            line = (process / 'cmdline').read_bytes()
+            told = line + (process / 'environ').read_bytes()
+        except OSError:  # ended meanwhile, or another user's
+            continue
+        if bytes(path) in told and line.startswith(program.encode()):
+            found.append(process.name)
+    return found
 
 
 def free_port() -> int:
@@ -100,8 +102,7 @@ def wait_for(condition: Callable[[], Any], *, seconds: float = 120) -> Any:
 @pytest.fixture(scope='module')
 def server_jar() -> Path:
     subprocess.run([SCRIPT, 'fetch'], check=True)
-    (jar,) = REPOSITORY.glob('.flink/jars-*/job-server.jar')
-    return jar
+    return REPOSITORY / '.flink' / 'jars' / 'job-server.jar'
 
 
 @pytest.fixture(scope='module')
@@ -113,7 +114,7 @@ def cluster(server_jar, tmp_path_factory) -> Iterator[Cluster]:
     yield one
     one.call('stop')
     assert not folder.exists()
-    assert one.processes() == []
+    assert mentioning(folder / 'tmp') == []
 
 
 @pytest.fixture(scope='module')
@@ -201,6 +202,15 @@ class TestOnFlink:
         (error,) = without_progress(done.stderr)
         assert error.startswith(f'error: {path}: byte {len(good)}: ')
         assert digests(tmp_path / 'made') == {}
+
+    def test_a_job_that_is_told_to_end_leaves_nothing_behind(self, source, server_jar, tmp_path):
+        line, settings = command(tmp_path, f'--input_dir={source}', *embedded(server_jar))
+        with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **settings) as job:
+            wait_for(lambda: mentioning(tmp_path / 'temporary', 'java'))
+            job.terminate()
+        assert job.returncode == 128 + signal.SIGTERM
+        assert list((tmp_path / 'temporary').iterdir()) == []
+        assert mentioning(tmp_path / 'temporary') == []
 
     def test_a_task_manager_lost_in_the_middle_changes_nothing(self, source, expected, cluster, tmp_path):
         line, settings = command(tmp_path, f'--input_dir={source}', f'--flagfile={cluster.folder}/flags')
