@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline import storage
@@ -149,3 +150,28 @@ def test_a_remote_file_that_cannot_be_written_says_so_too(monkeypatch):
     without('tensorflow_io', monkeypatch)
     with pytest.raises(InputError, match='^a remote path needs tensorflow-io'), storage.atomic_writer('s3://b/k'):
         pytest.fail('opened')
+
+
+def test_pieces_of_a_file_are_read_from_any_place(tmp_path):
+    (tmp_path / 'file').write_bytes(bytes(range(100)))
+    with storage.open_ranges(str(tmp_path / 'file')) as file:
+        assert file.size == 100
+        assert file.window(10, 5).tolist() == [10, 11, 12, 13, 14]
+        assert file.window(95, 50).tolist() == [95, 96, 97, 98, 99]
+        file.prefetch(np.array([5, 95]), np.array([3, 50]))
+        gathered = file.gather(np.array([90, 5, 98]), np.array([2, 3, 4]))
+        assert gathered.tolist() == [90, 91, 5, 6, 7, 98, 99, 0, 0]
+
+
+def test_an_empty_file_has_no_pieces(tmp_path):
+    (tmp_path / 'file').write_bytes(b'')
+    with storage.open_ranges(str(tmp_path / 'file')) as file:
+        assert (file.size, len(file.window(0, 10))) == (0, 0)
+
+
+def test_what_is_written_may_be_on_its_way_to_the_disk_already(tmp_path):
+    with storage.atomic_writer(str(tmp_path / 'file')) as file:
+        for _ in range(3):
+            file.write(b'abc')
+            storage.begin_sync(file)
+    assert (tmp_path / 'file').read_bytes() == b'abc' * 3
