@@ -197,7 +197,7 @@ def _shown_progress(job: plan.Job) -> Iterator[None]:
         watcher.join()
 
 
-OURS = r'(\.tmp-[0-9a-f]{32}-.+|(train|val|test)-\d{5}-of-\d{5}\.tfrecord)'  # files that a conversion leaves
+OURS = r'(\.tmp-[0-9a-f]+-.+|(train|val|test)-\d{5}-of-\d{5}\.tfrecord)'  # files that a conversion leaves
 
 
 def _remove_stale(output_dir: str, made: manifest.Manifest) -> None:

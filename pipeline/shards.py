@@ -92,11 +92,12 @@ def begin(job: plan.Job, totals: list[plan.Total], rejected: list[plan.Rejected]
         _list_rejected(rejected, path)
     size = sum(source['bytes'] for source in job.sources)
     lost = sum(one.damage.length for one in rejected)  # where the structure is damaged, one may be many documents
-    if len(rejected) > job.max_rejected * documents or lost > job.max_rejected * size:
-        raise InputError(
-            f'{len(rejected):,} of {documents:,} documents ({lost:,} of {size:,} bytes) can not be used, more than '
-            f'--max_rejected={job.max_rejected}: {path} lists them; mend the catalogue or allow more'
-        )
+    for number, total, unit in ((len(rejected), documents, 'documents'), (lost, size, 'bytes')):
+        if number > job.max_rejected * total:
+            raise InputError(
+                f'{number:,} of {total:,} {unit} can not be used, more than --max_rejected={job.max_rejected}: '
+                f'{path} lists them; mend the catalogue or allow more'
+            )
     if not any(total.split == 'train' for total in totals):
         raise InputError(f'{job.source(0)}: holds no product that can be used; get the file again')
     storage.make_folder(storage.join(job.output_dir, JOURNAL))

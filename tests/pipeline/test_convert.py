@@ -255,9 +255,10 @@ def test_a_run_with_another_shard_size_leaves_no_stale_file(large_source, tmp_pa
     run(large_source, tmp_path, '--shard_mb=1')
     (tmp_path / '.tmp-0123-train-00000-of-00005.tfrecord').write_bytes(b'of a run that was killed')
     (tmp_path / 'notes.txt').write_bytes(b"the user's own")
+    (tmp_path / 'mine.tfrecord').write_bytes(b"the user's own")
     run(large_source, tmp_path, '--shard_mb=128')
     assert sorted(contents(tmp_path)) == [
-        'categories.csv', 'manifest.json', 'notes.txt',
+        'categories.csv', 'manifest.json', 'mine.tfrecord', 'notes.txt',
         'test-00000-of-00001.tfrecord', 'train-00000-of-00001.tfrecord', 'val-00000-of-00001.tfrecord',
     ]  # fmt: skip
 

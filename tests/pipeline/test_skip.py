@@ -157,6 +157,18 @@ def test_a_later_run_on_a_mended_catalogue_removes_the_list(sources, clean, tmp_
     assert contents(tmp_path) == contents(clean)
 
 
+def test_a_region_that_may_have_been_many_documents_is_held_to_the_bytes(tmp_path):
+    """A tenth of the documents, overwritten with zeros, are one region."""
+    documents = [document(number) for number in range(100)]
+    documents[40:50] = [bytes(len(b''.join(documents[40:50])))]
+    source = write_source(tmp_path / 'data', {'train.bson': b''.join(documents)})
+    rule = '^[0-9,]+ of [0-9,]+ bytes can not be used, more than --max_rejected=0.05: '
+    with pytest.raises(InputError, match=rule):
+        run(source, tmp_path / 'shards', '--on_error=skip', '--max_rejected=0.05')
+    run(source, tmp_path / 'shards', '--on_error=skip', '--max_rejected=0.2')
+    assert len(lines(tmp_path / 'shards')) == 1
+
+
 @pytest.mark.parametrize(('share', 'fits'), [('0.1', True), ('0.0999', False), ('0', False), ('1', True)])
 def test_as_many_are_left_out_as_are_allowed(clean, tmp_path, monkeypatch, capsys, share, fits):
     """10 of 100."""
