@@ -1,7 +1,7 @@
 """Turns a catalogue on disk into shards for training: `python -m pipeline.convert --runner=DirectRunner`
 
-A Beam job in three steps; only metadata is ever shuffled, the pictures go straight from the .bson file into a shard.
-  index   where each product stands in its file, and its category
+A Beam job in three steps; the pictures go straight from the .bson file into a shard.
+  read    the index: where each product stands in its file, its id and category; pictures are not read
   plan    which split it belongs to (10 % of every category are held out), which shard, and its place there
   write   each shard: read its products by position, write under a temporary name, rename
 The manifest is written last. The same input and seed give the same bytes on every runner and number of processes.
@@ -82,7 +82,8 @@ def main(argv: list[str]) -> None:
         with _shown_progress(job):
             report = engine.run(lambda pipeline: _build(pipeline, job))
     except BaseException:
-        shards.forget_plan(job)
+        with contextlib.suppress(InputError, OSError):  # the first error is the one to tell
+            shards.forget_plan(job)
         raise
     _print_plan(job)
     _print_times(report, seconds=time.time() - started, source_bytes=source_bytes)
