@@ -146,11 +146,9 @@ def engine(argv: list[str]) -> Engine:
     """
     options = _options(argv)
     runner = options.view_as(StandardOptions).runner or 'DirectRunner'
-    if runner in ('DirectRunner', 'FnApiRunner'):
+    if runner in ('DirectRunner', 'FnApiRunner', 'FlinkRunner'):
         _quiet_logs()
         _refuse_unknown(argv)
-    elif runner == 'FlinkRunner':
-        _quiet_logs()
     return Engine(_local_processes(argv, options) if runner == 'DirectRunner' else _runner(runner), options)
 
 

@@ -17,7 +17,6 @@ from pipeline import program  # first: it quiets the logs of what is imported be
 import contextlib
 import dataclasses
 import hashlib
-import re
 import threading
 import time
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ import apache_beam as beam
 import numpy as np
 from absl import flags
 
-from pipeline import beam_job, categories, manifest, plan, shards, storage
+from pipeline import beam_job, categories, manifest, plan, shards, split, storage
 from pipeline.errors import CatalogueError, InputError
 
 FLAGS = program.flag_values()
@@ -198,13 +197,12 @@ def _shown_progress(job: plan.Job) -> Iterator[None]:
         watcher.join()
 
 
-OURS = r'(\.tmp-[0-9a-f]+-.+|(train|val|test)-\d{5}-of-\d{5}\.tfrecord)'  # files that a conversion leaves
-
-
 def _remove_stale(output_dir: str, made: manifest.Manifest) -> None:
+    """Removes what earlier conversions left, and nothing else."""
     listed = {file.name for file in made.files}
     for name in storage.list_names(output_dir):
-        if name not in listed and re.fullmatch(OURS, name):
+        shard = split.parse_shard_name(name)
+        if storage.is_temporary(name) or (name not in listed and shard and shard[0] in split.SPLITS):
             storage.remove(storage.join(output_dir, name))
 
 

@@ -155,7 +155,7 @@ def finished(job: plan.Job) -> int:
 
 
 def _is_note(name: str) -> bool:
-    return name.endswith(NOTE) and not name.startswith('.tmp-')
+    return name.endswith(NOTE) and not storage.is_temporary(name)
 
 
 def write_shard(shard: plan.Shard, job: plan.Job) -> tuple[manifest.FileInfo, bool]:

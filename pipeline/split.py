@@ -6,6 +6,7 @@ So the answer is the same on every runner, worker count and retry, and no produc
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 
@@ -82,3 +83,12 @@ def shard_index(product_hashes: np.ndarray, shards: int) -> np.ndarray:
 def shard_name(split: str, index: int, count: int) -> str:
     """The file name of a shard."""
     return f'{split}-{index:05d}-of-{count:05d}.tfrecord'
+
+
+def parse_shard_name(name: str) -> tuple[str, int, int] | None:
+    """Split, index and count of the shard that has this file name; None if none has."""
+    found = re.fullmatch(r'([a-z]+)-([0-9]{5,9})-of-([0-9]{5,9})\.tfrecord', name)
+    if not found:
+        return None
+    shard = found[1], int(found[2]), int(found[3])
+    return shard if shard[1] < shard[2] and name == shard_name(*shard) else None

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import io
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -192,6 +193,11 @@ def atomic_path(path: str) -> Iterator[str]:
         if isinstance(error, OSError) and error.errno and not error.filename:  # a full disk is told without the file
             raise OSError(error.errno, error.strerror, path) from None
         raise
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file name is one that atomic_path() gives: of a file that was never finished, if nobody writes."""
+    return re.fullmatch(r'\.tmp-[0-9a-f]+-.+', name) is not None
 
 
 def _sync(path: str) -> None:

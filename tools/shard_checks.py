@@ -17,7 +17,6 @@ import functools
 import hashlib
 import multiprocessing
 import os
-import re
 import signal
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -31,6 +30,7 @@ from pipeline import bson_stream, categories, manifest, program, records, split,
 from pipeline.categories import Categories
 from pipeline.errors import InputError
 from pipeline.manifest import FileInfo, Manifest
+from pipeline.plan import NO_LABEL
 from pipeline.records import Product
 
 # What is kept of a product; `file` numbers the manifest's files, `record` the file's records.
@@ -38,7 +38,6 @@ ROW = np.dtype(
     [('file', 'i4'), ('record', 'i4'), ('product_id', 'i8'), ('category_id', 'i8'), ('label', 'i8'), ('images', 'i4')]
 )
 SIZE = (bson_stream.PICTURE_SIZE, bson_stream.PICTURE_SIZE)
-NO_LABEL = -1  # in test
 PROBLEMS_KEPT = 20  # of each shard, and of all; more are only counted
 PROCESS_BYTES = 64 * 10**6  # data for which one more process pays: it takes as long to start as to read so much
 
@@ -201,11 +200,8 @@ def _folder_problems(folder: str, made: Manifest, label_map: Categories) -> Iter
 
 def shard_place(file: FileInfo) -> tuple[int, int] | None:
     """Which shard of how many a file is, as its name says; None if that isn't the name of a shard of its split."""
-    found = re.fullmatch(r'[a-z]+-([0-9]{5,9})-of-([0-9]{5,9})\.tfrecord', file.name)
-    if not found:
-        return None
-    index, count = int(found[1]), int(found[2])
-    return (index, count) if index < count and file.name == split.shard_name(file.split, index, count) else None
+    shard = split.parse_shard_name(file.name)
+    return shard[1:] if shard and shard[0] == file.split else None
 
 
 # One shard.

@@ -45,7 +45,11 @@ def test_every_local_runner_runs_the_steps(tmp_path: Path, argv):
         (['--direct_num_workers=2', 'word'], "unexpected argument 'word': every option is written --name=value"),
     ],
 )
-@pytest.mark.parametrize('runner', [[], ['--runner=DirectRunner'], [IN_MEMORY]], ids=['default', 'direct', 'in memory'])
+@pytest.mark.parametrize(
+    'runner',
+    [[], ['--runner=DirectRunner'], [IN_MEMORY], ['--runner=FlinkRunner', '--flink_master=[local]']],
+    ids=['default', 'direct', 'in memory', 'flink'],
+)
 def test_what_beam_does_not_know_either_is_refused(runner, words, error):
     with pytest.raises(flags.Error, match=f'^{re.escape(error)}$'):
         beam_job.engine([*runner, *words])

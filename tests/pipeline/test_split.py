@@ -109,3 +109,15 @@ def test_shards_are_even_in_every_split():
         sizes = np.bincount(split.shard_index(split.order_hashes(ids[chosen], seed=0), shards), minlength=shards)
         assert len(sizes) == shards
         np.testing.assert_allclose(sizes, 1000, atol=150)  # five standard deviations of a random choice
+
+
+def test_a_shard_is_known_by_its_name():
+    for shard in (('train', 0, 1), ('val', 7, 64), ('test', 123_456, 200_000)):
+        assert split.parse_shard_name(split.shard_name(*shard)) == shard
+    for name in (
+        'train-00001-of-00001.tfrecord',
+        'train-0-of-1.tfrecord',
+        'mine.tfrecord',
+        'train-00000-of-00001.json',
+    ):
+        assert split.parse_shard_name(name) is None
