@@ -23,7 +23,7 @@ JOURNAL = '.journal'  # folder beside the shards: the plan and a note for each f
 PLAN = 'plan'
 NOTE = '.json'  # after a shard's name: the note that it is finished
 PLACES = '.places'  # the journal's files of places, one a split: PLACE [n], in the order in which they are written
-PRODUCTS = 512  # read at a time: 4 MB
+PRODUCTS = 4 * manifest.CHUNK_PRODUCTS  # read at a time: 4 MB
 REJECTED = 'rejected.jsonl'  # beside the shards: a line for each document that was left out
 
 
@@ -169,28 +169,35 @@ def write_shard(shard: plan.Shard, job: plan.Job) -> tuple[manifest.FileInfo, bo
     """
     places = _places(shard, job)
     identity = _identity(places, job)
-    images = int(places['images'].sum())
-    kept = _noted(shard.name, identity, job)
-    if kept:
-        return manifest.FileInfo(shard.name, shard.split, len(places), images, *kept), True
-    length, checksum = 0, google_crc32c.Checksum()
+    firsts = range(0, len(places), manifest.CHUNK_PRODUCTS)
+    images = np.add.reduceat(places['images'], firsts, dtype=np.int64).tolist()
+    kept = _noted(shard.name, identity, len(images), job)
+    lengths, crc = kept or _write(shard, places, identity, job)
+    chunks = tuple(zip(lengths, images, strict=True))
+    info = manifest.FileInfo(shard.name, shard.split, len(places), sum(images), sum(lengths), crc, chunks)
+    return info, kept is not None
+
+
+def _write(shard: plan.Shard, places: np.ndarray, identity: str, job: plan.Job) -> tuple[list[int], str]:
+    """Writes a shard and notes that it is finished; gives the bytes of each chunk, and the checksum."""
+    lengths, checksum = [], google_crc32c.Checksum()
     with storage.atomic_writer(storage.join(job.output_dir, shard.name)) as file:
-        for framed in _framed_products(shard, places, job):
+        for framed in _framed_chunks(shard, places, job):
             file.write(framed)
             storage.begin_sync(file)
             checksum.update(framed)
-            length += len(framed)
+            lengths.append(len(framed))
     crc = checksum.hexdigest().decode()
     with storage.atomic_writer(_in_journal(shard.name + NOTE, job)) as file:
-        file.write(json.dumps({'identity': identity, 'bytes': length, 'crc32c': crc}).encode())
-    return manifest.FileInfo(shard.name, shard.split, len(places), images, length, crc), False
+        file.write(json.dumps({'identity': identity, 'chunks': lengths, 'crc32c': crc}).encode())
+    return lengths, crc
 
 
-def _framed_products(shard: plan.Shard, places: np.ndarray, job: plan.Job) -> Iterator[bytes]:
-    """The products as TFRecord frames, some hundreds at a time, so that a process never holds a shard."""
+def _framed_chunks(shard: plan.Shard, places: np.ndarray, job: plan.Job) -> Iterator[bytes]:
+    """The TFRecord frames of each chunk's products; so a process never holds a shard."""
     path, with_category = job.source(shard.source), job.with_category(shard.source)
     with storage.open_ranges(path) as file:
-        parts = np.array_split(places, -(-len(places) // PRODUCTS))
+        parts = np.split(places, range(PRODUCTS, len(places), PRODUCTS))
         for some, following in zip(parts, [*parts[1:], parts[0][:0]], strict=True):
             file.prefetch(following['offset'], following['length'])
             documents = bson_stream.read(file, some['offset'], some['length'], with_category=with_category)
@@ -198,7 +205,9 @@ def _framed_products(shard: plan.Shard, places: np.ndarray, job: plan.Job) -> It
             same &= job.label_map.labels(documents.category_id) == some['label']
             if not same.all():
                 raise InputError(f'{path}: changed while it was read; run the conversion again')
-            yield records.frame(map(records.encode, _products(documents, some['label'], shard.split)))
+            encoded = map(records.encode, _products(documents, some['label'], shard.split))
+            while framed := records.frame(itertools.islice(encoded, manifest.CHUNK_PRODUCTS)):
+                yield framed
 
 
 def _products(documents: bson_stream.Documents, labels: np.ndarray, split_name: str) -> Iterator[records.Product]:
@@ -221,10 +230,10 @@ def _in_journal(name: str, job: plan.Job) -> str:
     return storage.join(job.output_dir, JOURNAL, name)
 
 
-def _noted(name: str, identity: str, job: plan.Job) -> tuple[int, str] | None:
-    """Length and checksum of the shard as noted, if it is of this identity and its bytes are still those.
+def _noted(name: str, identity: str, chunks: int, job: plan.Job) -> tuple[list[int], str] | None:
+    """The bytes of each chunk and the checksum as noted, if the shard is of this identity and still has these bytes.
 
-    A note that is damaged itself counts as none.
+    A note that is damaged itself, or has another number of chunks, counts as none.
     """
     path = storage.join(job.output_dir, name)
     if not (storage.exists(_in_journal(name + NOTE, job)) and storage.exists(path)):
@@ -233,10 +242,12 @@ def _noted(name: str, identity: str, job: plan.Job) -> tuple[int, str] | None:
         text = file.read()
     try:
         note = json.loads(text)
-        known, made = note['identity'], (note['bytes'], note['crc32c'])
+        known, lengths, crc = note['identity'], note['chunks'], note['crc32c']
+        made = sum(lengths), crc
     except (ValueError, KeyError, TypeError):
         return None
-    return made if known == identity and manifest.checksum(path) == made else None
+    same = known == identity and len(lengths) == chunks and manifest.checksum(path) == made
+    return (lengths, crc) if same else None
 
 
 def finish(planned: Plan, infos: list[manifest.FileInfo], job: plan.Job) -> None:

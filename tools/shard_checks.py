@@ -312,11 +312,11 @@ def read_shard(item: tuple[int, FileInfo], *, folder: str, label_map: Categories
 
 def _read_records(path: str, number: int, file: FileInfo, findings: _Findings) -> None:
     """Reads all records of a file, and compares it with the manifest."""
-    checksum, length, record = google_crc32c.Checksum(), 0, -1
+    checksum, sizes = google_crc32c.Checksum(), []
     with storage.open_read(path) as stream:
         for record, frame in enumerate(records.frames(stream)):
             checksum.update(frame.data)
-            length += len(frame.data)
+            sizes.append(len(frame.data))
             if frame.problem:
                 findings.lose(frame.problem, record=record)
                 continue
@@ -330,12 +330,25 @@ def _read_records(path: str, number: int, file: FileInfo, findings: _Findings) -
             md5s = [hashlib.md5(image, usedforsecurity=False).digest() for image in product.images]
             findings.md5s += md5s
             findings.lines += [(record, rule) for rule in _product_problems(product, file.split, md5s, stored_md5s)]
-    findings.compare('bytes', length, file.bytes)
-    if length == file.bytes:
+    findings.compare('bytes', sum(sizes), file.bytes)
+    if sum(sizes) == file.bytes:
         findings.compare('CRC32C', checksum.hexdigest().decode(), file.crc32c)
     if findings.whole:
-        findings.compare('products', record + 1, file.products)
+        findings.compare('products', len(sizes), file.products)
         findings.compare('images', len(findings.md5s), file.images)
+        findings.lines += _chunk_problems(sizes, [row[-1] for row in findings.rows], file)
+
+
+def _chunk_problems(sizes: Sequence[int], images: Sequence[int], file: FileInfo) -> Iterator[tuple[int, str]]:
+    """The chunks that aren't as the manifest says; if the file's totals aren't either, those lines are enough."""
+    if (len(sizes), sum(sizes), sum(images)) != (file.products, file.bytes, file.images):
+        return
+    for number, listed in enumerate(file.chunks):
+        run = slice(number * manifest.CHUNK_PRODUCTS, (number + 1) * manifest.CHUNK_PRODUCTS)
+        found = sum(sizes[run]), sum(images[run])
+        if found != listed:
+            says = f'the manifest says {listed[0]} and {listed[1]}'
+            yield -1, f'chunk {number}: {found[0]} bytes and {found[1]} images, {says}'
 
 
 def _product_problems(

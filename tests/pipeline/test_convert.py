@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
+import json
 import os
 import re
 import resource
@@ -22,7 +24,7 @@ import tensorflow as tf
 
 from pipeline import bson_stream, categories, convert, manifest, plan, shards, split
 from pipeline.errors import InputError
-from tests import catalogue
+from tests import catalogue, chunks
 
 REPOSITORY = Path(convert.__file__).parents[1]
 # One of each side of every rounding: 1 product is never held out, 15 are the first to give two.
@@ -168,6 +170,7 @@ def test_the_manifest_lists_the_files_as_they_are(source, converted):
         (products,) = (one for one in products_by_shard(converted, file.split))
         assert (file.products, file.images) == (len(products), sum(len(images(product)) for product in products))
         assert (file.bytes, file.crc32c) == (len(data), f'{google_crc32c.value(data):08x}')
+        assert file.chunks == ((file.bytes, file.images),)
     assert {name: made.products(name) for name in split.SPLITS} == {'train': 44, 'val': 4, 'test': 12}
     label_map = categories.read(str(converted))
     assert made.about['label_map_digest'] == label_map.digest() == categories.read_source(str(source)).digest()
@@ -239,6 +242,27 @@ def test_a_shard_is_written_by_itself_as_by_the_job(source, converted, tmp_path)
     assert sorted(path.name for path in tmp_path.glob('*.tfrecord')) == [
         'train-00000-of-00001.tfrecord', 'val-00000-of-00001.tfrecord'
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize('products', [1, 127, 128, 129, 511, 512, 513, 1025])  # a chunk has 128, 512 are read at a time
+def test_the_chunks_of_a_shard_are_told_whether_it_is_written_or_kept(tmp_path, products):
+    train = [catalogue.document(number, [JPEG] * (1 + number % 4), 1000) for number in range(products)]
+    write_source(tmp_path / 'data', train, [], [1000])
+    the_job = dataclasses.replace(job(tmp_path / 'data', tmp_path), val_fraction=0)
+    (made,) = plan.plan_source(0, train_places(the_job), the_job)
+    assert isinstance(made, plan.Split)
+    shards.note_places(made, the_job)
+    info, kept = shards.write_shard(made.shards[0], the_job)
+    ((stored,),) = [products_by_shard(tmp_path, 'train')]
+    encoded = [product.SerializeToString() for product in stored]
+    assert info.chunks == chunks.table(encoded, [len(images(product)) for product in stored])
+    assert (len(info.chunks), kept) == (-(-products // 128), False)
+    assert shards.write_shard(made.shards[0], the_job) == (info, True)
+    note = tmp_path / shards.JOURNAL / f'{info.name}{shards.NOTE}'
+    values = json.loads(note.read_bytes())
+    for damaged in ([], [*values['chunks'], 0], [values['chunks'][0] + 1, *values['chunks'][1:]], ['x'], None):
+        note.write_text(json.dumps({**values, 'chunks': damaged}))
+        assert shards.write_shard(made.shards[0], the_job) == (info, False)
 
 
 def test_another_seed_gives_another_split_of_the_same_products(source, converted, tmp_path):

@@ -18,14 +18,16 @@ from pipeline.dataset import Shards
 from pipeline.errors import InputError
 from pipeline.manifest import FileInfo, Manifest
 from pipeline.records import Product
-from tests import catalogue
+from tests import catalogue, chunks
 
 LABEL_MAP = categories.Categories(np.arange(7) + 1000, (('A', 'B', 'C'),) * 7)
 # Pictures a product: 1 to 4, unevenly.
 COUNTS = (1, 3, 2, 4, 1, 1, 2)
 
 
-def write_shards(folder: Path, *, train: int, val: int = 0, shards: int = 1) -> Shards:
+def write_shards(
+    folder: Path, *, train: int, val: int = 0, shards: int = 1, chunk_products: int = manifest.CHUNK_PRODUCTS
+) -> Shards:
     """A dataset of so many products, each split in so many shards, each picture another one."""
     folder.mkdir(exist_ok=True)
     infos = []
@@ -40,11 +42,11 @@ def write_shards(folder: Path, *, train: int, val: int = 0, shards: int = 1) -> 
                 )
                 for n in numbers.tolist()
             ]
-            data = records.frame(map(records.encode, rows))
+            encoded, images = [records.encode(row) for row in rows], [len(row.images) for row in rows]
+            data, table = records.frame(encoded), chunks.table(encoded, images, chunk_products=chunk_products)
             file = folder / split.shard_name(name, index, shards)
             file.write_bytes(data)
-            images = sum(len(row.images) for row in rows)
-            infos.append(FileInfo(file.name, name, len(rows), images, len(data), 'unchecked'))
+            infos.append(FileInfo(file.name, name, len(rows), sum(images), len(data), 'unchecked', table))
     categories.write(LABEL_MAP, str(folder))
     manifest.write(Manifest('shards', {}, tuple(infos)), str(folder))
     return dataset.open_shards(str(folder))

@@ -15,9 +15,9 @@ from pipeline.errors import InputError
 from pipeline.manifest import FileInfo, Manifest
 
 FILES = (
-    FileInfo('test-00000-of-00001.tfrecord', 'test', 1, 4, 10, '00000000'),
-    FileInfo('train-00000-of-00002.tfrecord', 'train', 2, 3, 20, 'cafe0001'),
-    FileInfo('train-00001-of-00002.tfrecord', 'train', 5, 7, 0, 'cafe0002'),
+    FileInfo('test-00000-of-00001.tfrecord', 'test', 1, 4, 10, '00000000', ((10, 4),)),
+    FileInfo('train-00000-of-00002.tfrecord', 'train', 129, 130, 20, 'cafe0001', ((19, 128), (1, 2))),
+    FileInfo('train-00001-of-00002.tfrecord', 'train', 5, 7, 0, 'cafe0002', ((0, 7),)),
 )
 MANIFEST = Manifest('shards', {'seed': 7, 'source': {'train.bson': {'bytes': 3}}, 'names': ['é']}, FILES)
 
@@ -52,9 +52,16 @@ def test_the_same_manifest_gives_the_same_bytes_ending_in_a_newline(folder):
     assert first.endswith(b'}\n')
 
 
+def test_each_file_has_one_line(folder):
+    lines = (folder / 'manifest.json').read_text().splitlines()
+    entries = [json.loads(line.rstrip(',')) for line in lines if 'tfrecord' in line]
+    assert [entry['name'] for entry in entries] == [file.name for file in FILES]
+    assert [entry['chunks'] for entry in entries] == [[[10, 4]], [[19, 128], [1, 2]], [[0, 7]]]
+
+
 def test_a_split_has_its_files_in_order_and_their_sums():
     assert MANIFEST.of_split('train') == FILES[1:]
-    assert (MANIFEST.products('train'), MANIFEST.images('train')) == (7, 10)
+    assert (MANIFEST.products('train'), MANIFEST.images('train')) == (134, 137)
     assert (MANIFEST.products('test'), MANIFEST.images('test')) == (1, 4)
     assert (MANIFEST.of_split('val'), MANIFEST.products('val'), MANIFEST.images('val')) == ((), 0, 0)
 
@@ -87,25 +94,59 @@ def test_a_folder_without_a_manifest_is_not_finished(tmp_path):
         (b'[]', 'TypeError'),
         (b'{}', "KeyError('kind')"),
         (b'{"kind": "shards"}', "KeyError('format_version')"),
-        (b'{"kind": "shards", "format_version": 1, "about": {}}', "KeyError('files')"),
-        (b'{"kind": "shards", "format_version": 1, "about": {}, "files": [{"name": "x"}]}', 'TypeError'),
-        (b'{"kind": "shards", "format_version": 1, "about": {}, "files": [{"colour": "x"}]}', 'TypeError'),
+        (b'{"kind": "shards", "format_version": 2, "about": {}}', "KeyError('files')"),
+        (b'{"kind": "shards", "format_version": 2, "about": {}, "files": [{"name": "x"}]}', 'TypeError'),
+        (b'{"kind": "shards", "format_version": 2, "about": {}, "files": [{"colour": "x"}]}', 'TypeError'),
     ],
 )
 def test_a_damaged_manifest_says_why_and_what_to_do(folder, text, reason):
+    refuse(folder, text, reason)
+
+
+def refuse(folder: Path, text: bytes, reason: str) -> None:
     (folder / 'manifest.json').write_bytes(text)
     start = re.escape(f'{folder}/manifest.json: not a manifest ({reason}')
     with pytest.raises(InputError, match=rf'^{start}.*\); make the shards again: do this\Z'):
         read(folder)
 
 
+@pytest.mark.parametrize(
+    ('chunks', 'reason'),
+    [
+        (3, 'TypeError'),
+        ([1, 2], 'TypeError'),
+        ([[19, 128], [1]], 'ValueError'),
+        ([[19, 128], [1, 2, 0]], 'ValueError'),
+        ([[19, 128], [1, '2']], 'ValueError'),
+        ([[19, 128], [1, 2.0]], 'ValueError'),
+        ([[19, 128], [True, 2]], 'ValueError'),
+        ([[21, 128], [-1, 2]], 'ValueError'),
+        ([], f"ValueError('{FILES[1].name}: chunks, their bytes and images are (0, 0, 0), must be (2, 20, 130)')"),
+        ([[20, 130]], 'ValueError'),
+        ([[18, 128], [1, 1], [1, 1]], 'ValueError'),
+        ([[20, 128], [1, 2]], 'ValueError'),
+        ([[19, 127], [1, 2]], 'ValueError'),
+    ],
+)
+def test_chunks_that_cannot_be_those_of_their_file_are_refused(folder, chunks, reason):
+    values = json.loads((folder / 'manifest.json').read_text())
+    values['files'][1]['chunks'] = chunks
+    refuse(folder, json.dumps(values).encode(), reason)
+
+
+def test_a_store_of_logits_needs_no_chunks(tmp_path):
+    logits = Manifest('logits', {}, (FileInfo('test-00000-of-00001.tfrecord', 'test', 500, 900, 0, '00000000'),))
+    manifest.write(logits, str(tmp_path))
+    assert manifest.read(str(tmp_path), kind='logits', remedy='', check_files=False) == logits
+
+
 def test_a_dataset_of_another_kind_or_format_is_refused(folder):
-    path = re.escape(f'{folder}/manifest.json')
-    with pytest.raises(InputError, match=f'^{path}: holds shards of format 1, not logits of format 1$'):
+    start = re.escape(f'{folder}/manifest.json: holds shards of format')
+    with pytest.raises(InputError, match=f'^{start} 2, not logits of format 2; make the logits again: do this$'):
         read(folder, kind='logits')
     values = json.loads((folder / 'manifest.json').read_text())
-    (folder / 'manifest.json').write_text(json.dumps({**values, 'format_version': 2}))
-    with pytest.raises(InputError, match=f'^{path}: holds shards of format 2, not shards of format 1$'):
+    (folder / 'manifest.json').write_text(json.dumps({**values, 'format_version': 1, 'files': [{'name': 'x'}]}))
+    with pytest.raises(InputError, match=f'^{start} 1, not shards of format 2; make the shards again: do this$'):
         read(folder)
 
 

@@ -232,7 +232,7 @@ GARBAGE = [
     b'3',
     b'null',
     b'{}',
-    b'{"identity": 1, "bytes": 2}',
+    b'{"identity": 1, "chunks": 2}',
     bytes(99),
 ]
 

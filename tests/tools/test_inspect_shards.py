@@ -26,7 +26,7 @@ from pipeline import categories, convert, manifest, records, split
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest
 from pipeline.records import Product
-from tests import catalogue
+from tests import catalogue, chunks
 from tools import inspect_shards, shard_checks, shard_grid
 
 REPOSITORY = Path(inspect_shards.__file__).parents[1]
@@ -95,9 +95,9 @@ def write(folder: Path, name: str, new: Sequence[bytes]) -> None:
     """Writes a file of these records, and what the manifest says of it and in total."""
     data = records.frame(new)
     (folder / name).write_bytes(data)
-    images = sum(data.count(b'\xff\xd8\xff\xe0') for data in new)
-    entry = {'products': len(new), 'images': images, 'bytes': len(data), 'crc32c': f'{google_crc32c.value(data):08x}'}
-    edit_file(folder, name, **entry)
+    images = [record.count(b'\xff\xd8\xff\xe0') for record in new]
+    entry = {'products': len(new), 'images': sum(images), 'bytes': len(data), 'chunks': chunks.table(new, images)}
+    edit_file(folder, name, crc32c=f'{google_crc32c.value(data):08x}', **entry)
 
 
 def edit_file(folder: Path, listed: str, **changes: Any) -> None:
@@ -261,17 +261,31 @@ def in_train_and_val(folder: Path) -> list[str]:
     return [f'{VAL}: record {record}: product {product.product_id}: stands already in {TRAIN1}: record 2']
 
 
-def wrong_entry(what: str, value: int | str) -> Damage:
-    """Changes a number in a file's entry of the manifest; totals are changed with it."""
+def wrong_entry(what: str, value: Any) -> Damage:
+    """Changes a number in a file's entry of the manifest; chunks and totals are changed with it."""
 
     def do(folder: Path) -> list[str]:
-        (old,) = (getattr(file, what) for file in read_manifest(folder).files if file.name == TEST)
-        edit_file(folder, TEST, **{what: value})
+        (file,) = (file for file in read_manifest(folder).files if file.name == TEST)
+        old, changed = getattr(file, what), dataclasses.replace(file, **{what: value})
+        edit_file(folder, TEST, **{what: value, 'chunks': ((changed.bytes, changed.images),)})
         lines = [f'{TEST}: {what.replace("crc32c", "CRC32C")}: {old}, the manifest says {value}']
         totals = [f'manifest.json: test: says {value} {what}, the files have {old}']
         return lines + totals * (what in ('products', 'images'))
 
     return do
+
+
+def wrong_chunks(folder: Path) -> list[str]:
+    """A picture and ten bytes of the second chunk are listed with the first; the third is listed as it is."""
+    ids = np.arange(300)[np.argsort(order_hashes(range(300)))]
+    write(folder, TEST, [records.encode(Product(number, -1, -1, 'test', (BLANK,))) for number in ids.tolist()])
+    (table,) = (file.chunks for file in read_manifest(folder).files if file.name == TEST)
+    (first, _), (second, _), last = table
+    edit_file(folder, TEST, chunks=((first + 10, 129), (second - 10, 127), last))
+    return [
+        f'{TEST}: chunk 0: {first} bytes and 128 images, the manifest says {first + 10} and 129',
+        f'{TEST}: chunk 1: {second} bytes and 128 images, the manifest says {second - 10} and 127',
+    ]
 
 
 def wrong_total(folder: Path) -> list[str]:
@@ -348,6 +362,7 @@ DAMAGES: dict[str, Damage] = {
     'a product in train and val': in_train_and_val,
     'a wrong number of products': wrong_entry('products', 19),
     'a wrong number of pictures': wrong_entry('images', 53),
+    'wrong chunks': wrong_chunks,
     'a wrong checksum in the manifest': wrong_entry('crc32c', '0123abcd'),
     'a wrong total': wrong_total,
     'a lost shard': a_shard_is_lost,
