@@ -70,8 +70,8 @@ def predict_split(
         return tf.cast(model.logits(images, draws, augmentation=VIEWS if tta > 1 else None), tf.float16)
 
     with program.progress(total=shards.manifest.images(split) * tta, label=f'predict {split}', unit=' images') as bar:
-        for file, path in zip(shards.manifest.of_split(split), shards.paths(split), strict=True):
-            views = dataset.views(path, batch_size=batch_size, tta=tta, seed=seed)
+        for file in shards.manifest.of_split(split):
+            views = dataset.views(shards, file, batch_size=batch_size, tta=tta, seed=seed)
             files.append(logits.write_shard(folder, file.name, _rows(step, views, bar), split=split))
     logits.finish(folder, files, split=split, tta=tta, categories=shards.label_map, **identity)
     return folder

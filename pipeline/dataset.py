@@ -9,21 +9,22 @@ Synopsis:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from pipeline import augment, categories, manifest, records, storage
-from pipeline.bson_stream import PICTURE_SIZE
+from pipeline import augment, categories, feed, hashing, manifest
+from pipeline.errors import InputError
+from pipeline.pictures import SHAPE
 
-# Encoded pictures shuffled together: 5 kB each, so 50 MB, and up to three such blocks are in memory. Shards hold their
-# products in order of hash, so a block has only to part the pictures of one product.
-SHUFFLE_IMAGES = 10_000
-READERS = 16  # shards read in turn
+# Encoded pictures in memory: 300 MB of 5 kB each. Shards hold their products in order of hash and are read in pieces of
+# 1 MB from everywhere, so a window of some thousands has only to part the pictures of one product and of one piece.
+SHUFFLE_IMAGES = 60_000
 FILLER = -1  # product_id of rows that only fill up a batch; no product has it
-PARSE_PRODUCTS = 64  # products parsed by one call: tf.io.parse_example costs less a product in batches
+PICTURES = 4  # the most that a product has
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,6 @@ class Shards:
     manifest: manifest.Manifest
     label_map: categories.Categories
 
-    def paths(self, split: str) -> list[str]:
-        """The files of a split, in shard order."""
-        return [storage.join(self.folder, file.name) for file in self.manifest.of_split(split)]
-
 
 def open_shards(folder: str) -> Shards:
     """Opens a dataset.
@@ -56,45 +53,68 @@ def open_shards(folder: str) -> Shards:
 
 
 def train(
-    shards: Shards, *, seed: int, batch_size: int, start_step: int = 0, shuffle_images: int = SHUFFLE_IMAGES
+    shards: Shards,
+    *,
+    seed: int,
+    batch_size: int,
+    start_step: int = 0,
+    shuffle_images: int = SHUFFLE_IMAGES,
+    pictures: int | None = None,
+    worker: int = 0,
+    workers: int = 1,
 ) -> tf.data.Dataset:
     """The endless stream of training batches, from any step on.
 
-    Each pass over the training data has each picture once, in an order fixed by (seed, number of the pass); a batch may
-    span the end of a pass. So the stream from `start_step` on is exactly that of an uninterrupted run.
+    Each pass over the training data has each picture once, in an order fixed by (seed, number of the pass), and a batch
+    may span the end of a pass; pipeline.order says how. The stream from `start_step` on is exactly that of an
+    uninterrupted run, and begins within a second or two: what comes before is not read.
 
     Args:
         shards: the dataset.
         seed: of the order and of the draws for augmentation.
-        batch_size: pictures a batch.
-        start_step: batches to leave out at the start; their pictures are read but not decoded.
-        shuffle_images: encoded pictures shuffled together.
+        batch_size: pictures a batch; products, with `pictures`.
+        start_step: batches to leave out at the start.
+        shuffle_images: encoded pictures in memory; at least some pieces of shards, whatever this is.
+        pictures: for models that look at a whole product: the first so many of its pictures are one row, and a pass has
+            each product once.
+        worker: number of this machine among `workers`.
+        workers: machines that train together: each has shards of its own, and its passes are over them.
 
     Returns:
         images uint8 [batch, 180, 180, 3], draws float32 [batch, augment.DRAWS], labels int64 [batch].
+        With `pictures`: images uint8 [batch, pictures, 180, 180, 3], 0 where a product has fewer; mask bool
+        [batch, pictures], true where it has one; draws float32 [batch, pictures, augment.DRAWS]; labels int64 [batch].
+
+    Raises:
+        InputError: there are fewer shards than workers.
     """
-    first_pass, offset = divmod(start_step * batch_size, shards.manifest.images('train'))
-    paths = tf.constant(shards.paths('train'))
+    files = shards.manifest.of_split('train')
+    if len(files) < workers:
+        raise InputError(
+            f'{shards.folder}: {len(files)} training shards are too few for {workers} workers; '
+            'convert again with a smaller --shard_mb'
+        )
+    products, each = pictures is not None, pictures or 1
+    chunks = feed.chunks_of(shards.folder, files[worker::workers], products=products)
+    shuffle_rows = shuffle_images // PICTURES if products else shuffle_images
 
-    def one_pass(number: Any) -> tf.data.Dataset:
-        pictures = _pictures(tf.random.experimental.stateless_shuffle(paths, seed=[seed, number]), readers=READERS)
-        pictures = pictures.map(lambda picture: (picture['image'], picture['label']))
-        # Dataset.shuffle would mix in TensorFlow's global seed, so that the order would hang on who set it.
-        blocks = pictures.batch(shuffle_images).enumerate()
-        blocks = blocks.map(lambda block, columns: _shuffled(columns, [seed, number], block))
-        return blocks.prefetch(1).unbatch()
+    def generate() -> Iterator[Any]:
+        rows = feed.shuffled(
+            chunks, seed=seed, start_row=start_step * batch_size, shuffle_rows=shuffle_rows, pictures_each=pictures
+        )
+        for step, batch in enumerate(feed.decoded(rows, batch_size=batch_size), start=start_step):
+            # Each picture of the stream has a number and so its draws, however the stream is cut into batches.
+            numbers = np.arange(step * batch_size * each, (step + 1) * batch_size * each).reshape(-1, each, 1)
+            draws = hashing.uniform(seed, worker, numbers, np.arange(augment.DRAWS))
+            if products:
+                yield batch.pixels, _mask(batch.rows), draws, batch.rows.table['label']
+            else:
+                yield batch.pixels[:, 0], draws[:, 0], batch.rows.table['label']
 
-    def add_draws(step: Any, batch: Any) -> Any:
-        images, labels = batch
-        return images, tf.random.stateless_uniform([batch_size, augment.DRAWS], seed=[seed, step]), labels
-
-    stream = tf.data.Dataset.range(first_pass, np.iinfo(np.int64).max).flat_map(one_pass)
-    stream = stream.skip(offset)
-    stream = stream.map(lambda image, label: (_decode(image), label), num_parallel_calls=tf.data.AUTOTUNE)
-    stream = stream.batch(batch_size, drop_remainder=True)
-    stream = stream.enumerate(start_step).map(add_draws)
-    stream = stream.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
-    return stream.prefetch(tf.data.AUTOTUNE)
+    shape = (batch_size, each) if products else (batch_size,)
+    images, draws = ((*shape, *SHAPE), tf.uint8), ((*shape, augment.DRAWS), tf.float32)
+    mask = [(shape, tf.bool)] if products else []
+    return _as_dataset(generate, [images, *mask, draws, ((batch_size,), tf.int64)], tf.data.INFINITE_CARDINALITY)
 
 
 def evaluation(shards: Shards, split: str, *, batch_size: int, limit: int) -> tf.data.Dataset:
@@ -105,22 +125,25 @@ def evaluation(shards: Shards, split: str, *, batch_size: int, limit: int) -> tf
         with pictures of weight 0, so that every batch has the same shape and no picture is lost.
     """
     total = min(limit, shards.manifest.images(split))
+    chunks = feed.chunks_of(shards.folder, shards.manifest.of_split(split), products=False)
 
-    def row(picture: dict[str, Any]) -> Any:
-        return _decode(picture['image']), picture['label'], 1.0
+    def generate() -> Iterator[Any]:
+        for batch in feed.decoded(feed.in_order(chunks, limit=total), batch_size=batch_size):
+            yield (
+                batch.pixels[:, 0],
+                *_filled(batch_size, batch.rows.table['label'], np.ones(len(batch.rows), np.float32)),
+            )
 
-    rows = _pictures(tf.constant(shards.paths(split), tf.string), readers=1).take(total)
-    rows = rows.map(row, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size)
-    rows = rows.map(lambda *columns: _filled(columns, batch_size))
-    rows = rows.apply(tf.data.experimental.assert_cardinality(-(-total // batch_size)))
-    return rows.prefetch(tf.data.AUTOTUNE)
+    signature = [((batch_size, *SHAPE), tf.uint8), ((batch_size,), tf.int64), ((batch_size,), tf.float32)]
+    return _as_dataset(generate, signature, -(-total // batch_size))
 
 
-def views(path: str, *, batch_size: int, tta: int, seed: int) -> tf.data.Dataset:
+def views(shards: Shards, file: manifest.FileInfo, *, batch_size: int, tta: int, seed: int) -> tf.data.Dataset:
     """Every view of every picture of a shard, in the shard's order: by product, picture, view.
 
     Args:
-        path: the shard.
+        shards: the dataset.
+        file: the shard, of any split.
         batch_size: views a batch.
         tta: views a picture; view 0 is the plain picture, the others differ by (seed, product, picture, view).
         seed: of the views.
@@ -129,63 +152,81 @@ def views(path: str, *, batch_size: int, tta: int, seed: int) -> tf.data.Dataset
         images uint8 [batch, 180, 180, 3], draws float32 [batch, augment.DRAWS], and int64 [batch] each: product_id,
         image_index, view, label. The last batch is filled up with rows of product_id FILLER.
     """
+    chunks = feed.chunks_of(shards.folder, [file], products=False)
 
-    def all_views(picture: dict[str, Any]) -> tf.data.Dataset:
-        return tf.data.Dataset.range(tta).map(lambda view: {**picture, 'view': view})
+    def generate() -> Iterator[Any]:
+        pictures = feed.in_order(chunks)
+        rows = (some[np.repeat(np.arange(len(some)), tta)] for some in pictures)
+        for step, batch in enumerate(feed.decoded(rows, batch_size=batch_size)):
+            product_id, image_index, label = (
+                batch.rows.table['product_id'],
+                batch.rows.table['image_index'],
+                batch.rows.table['label'],
+            )
+            view = (step * batch_size + np.arange(len(label))) % tta
+            keys = (product_id, image_index, view)
+            draws = hashing.uniform(seed, *(key[:, None] for key in keys), np.arange(augment.DRAWS))
+            draws[view == 0] = augment.PLAIN
+            (product_id,) = _filled(batch_size, product_id, filler=FILLER)
+            yield (
+                batch.pixels[:, 0],
+                *_filled(batch_size, draws),
+                product_id,
+                *_filled(batch_size, image_index, view, label),
+            )
 
-    def row(picture: dict[str, Any]) -> Any:
-        place = picture['product_id'], picture['image_index'], picture['view']
-        key = tf.random.experimental.stateless_fold_in([seed, place[0]], place[1])
-        key = tf.random.experimental.stateless_fold_in(key, place[2])
-        draws = tf.random.stateless_uniform([augment.DRAWS], seed=key)
-        draws = tf.where(picture['view'] == 0, augment.PLAIN, draws)
-        return _decode(picture['image']), draws, *place, picture['label']
-
-    rows = _pictures(tf.constant([path]), readers=1)
-    rows = rows.flat_map(all_views)
-    rows = rows.map(row, num_parallel_calls=tf.data.AUTOTUNE)
-    rows = rows.batch(batch_size).map(lambda *columns: _filled(columns, batch_size, product_id=2))
-    return rows.prefetch(tf.data.AUTOTUNE)
-
-
-def _pictures(paths: Any, *, readers: int) -> tf.data.Dataset:
-    """The encoded pictures of some shards: product_id, image_index, label int64 and image string, all scalars."""
-
-    def by_picture(products: dict[str, Any]) -> dict[str, Any]:
-        counts = products['images'].row_lengths()
-        return {
-            'product_id': tf.repeat(products['product_id'], counts),
-            'image_index': tf.ragged.range(counts).flat_values,
-            'label': tf.repeat(products['label'], counts),
-            'image': products['images'].flat_values,
-        }
-
-    files = tf.data.Dataset.from_tensor_slices(paths)
-    products = files.interleave(tf.data.TFRecordDataset, cycle_length=readers, block_length=PARSE_PRODUCTS)
-    return products.batch(PARSE_PRODUCTS).map(lambda batch: by_picture(records.parse(batch))).unbatch()
+    images, draws = ((batch_size, *SHAPE), tf.uint8), ((batch_size, augment.DRAWS), tf.float32)
+    total = file.images * tta
+    return _as_dataset(generate, [images, draws, *[((batch_size,), tf.int64)] * 4], -(-total // batch_size))
 
 
-def _filled(columns: Any, batch_size: int, *, product_id: int | None = None) -> Any:
-    """Fills a last batch up with rows of zeros (FILLER in the column of that number), so that all have one shape.
+def products(
+    shards: Shards, files: Sequence[manifest.FileInfo], *, batch_size: int, pictures: int = PICTURES
+) -> tf.data.Dataset:
+    """The products of some shards in their order, each with its first pictures, for models that look at all of them.
+
+    Returns:
+        images uint8 [batch, pictures, 180, 180, 3] and mask bool [batch, pictures], as train() makes them; product_id
+        and label int64 [batch]. The last batch is filled up with rows of product_id FILLER and no picture.
+    """
+    chunks = feed.chunks_of(shards.folder, files, products=True)
+
+    def generate() -> Iterator[Any]:
+        rows = feed.in_order(chunks, pictures_each=pictures)
+        for batch in feed.decoded(rows, batch_size=batch_size):
+            (product_id,) = _filled(batch_size, batch.rows.table['product_id'], filler=FILLER)
+            yield (
+                batch.pixels,
+                *_filled(batch_size, _mask(batch.rows)),
+                product_id,
+                *_filled(batch_size, batch.rows.table['label']),
+            )
+
+    images, mask = ((batch_size, pictures, *SHAPE), tf.uint8), ((batch_size, pictures), tf.bool)
+    total = sum(file.products for file in files)
+    return _as_dataset(generate, [images, mask, *[((batch_size,), tf.int64)] * 2], -(-total // batch_size))
+
+
+def _mask(rows: feed.Rows) -> np.ndarray:
+    """Where a product has a picture, bool [n, pictures]."""
+    return rows.table['end'] > 0
+
+
+def _filled(batch_size: int, *columns: np.ndarray, filler: int = 0) -> list[np.ndarray]:
+    """Fills a last batch up, so that all have one shape.
 
     Two replicas need it: one of them would get an empty batch, which layers refuse.
     """
-    missing = batch_size - tf.shape(columns[0])[0]
-    filled = []
-    for number, column in enumerate(columns):
-        value = tf.cast(FILLER if number == product_id else 0, column.dtype)
-        padded = tf.pad(column, [[0, missing], *[[0, 0]] * (column.shape.rank - 1)], constant_values=value)
-        filled.append(tf.ensure_shape(padded, [batch_size, *column.shape[1:]]))
-    return tuple(filled)
+    return [
+        np.concatenate([column, np.full((batch_size - len(column), *column.shape[1:]), filler, column.dtype)])
+        for column in columns
+    ]
 
 
-def _shuffled(columns: Any, seed: Any, block: Any) -> Any:
-    """The rows of some columns [n], all in the same random order."""
-    key = tf.random.experimental.stateless_fold_in(seed, block)
-    order = tf.random.experimental.stateless_shuffle(tf.range(tf.shape(columns[0])[0]), seed=key)
-    return tuple(tf.gather(column, order) for column in columns)
-
-
-def _decode(image: Any) -> Any:
-    """An encoded picture -> uint8 [180, 180, 3]."""
-    return tf.ensure_shape(tf.io.decode_jpeg(image, channels=3), [PICTURE_SIZE, PICTURE_SIZE, 3])
+def _as_dataset(
+    generate: Callable[[], Iterator[Any]], columns: Sequence[tuple[tuple[int, ...], Any]], cardinality: int
+) -> tf.data.Dataset:
+    """What a generator yields, one batch ahead."""
+    signature = tuple(tf.TensorSpec(shape, dtype) for shape, dtype in columns)
+    stream = tf.data.Dataset.from_generator(generate, output_signature=signature)
+    return stream.apply(tf.data.experimental.assert_cardinality(cardinality)).prefetch(1)

@@ -10,32 +10,19 @@ import re
 
 import numpy as np
 
+from pipeline import hashing
+
 SPLITS = ('train', 'val', 'test')
 
 
 def hashes(product_ids: np.ndarray, *, seed: int) -> np.ndarray:
-    """A random-looking number for each product, fixed by the seed.
-
-    Args:
-        product_ids: int64 [n].
-        seed: any whole number.
-
-    Returns:
-        uint64 [n], spread evenly: splitmix64 (Steele, Lea and Flood 2014), once for the seed and once for the id.
-    """
-    return _mix(_mix(np.array([seed % 2**64], np.uint64)) ^ product_ids.astype(np.uint64))
+    """A random-looking number for each product, fixed by the seed: int64 [n] -> uint64 [n], spread evenly."""
+    return hashing.hashes(seed, product_ids)
 
 
 def order_hashes(product_ids: np.ndarray, *, seed: int) -> np.ndarray:
     """As hashes(), and independent of it: what is held out has low hashes, and shards must cut it evenly too."""
-    return _mix(hashes(product_ids, seed=seed))
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    return hashing.mix(hashes(product_ids, seed=seed))
 
 
 def val_count(products: int, *, val_fraction: float) -> int:

@@ -80,19 +80,21 @@ class Ranges:
     def gather(self, offsets: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """The bytes of several pieces, one after the other: uint8; zeros for what lies after the end of the file."""
         data = np.empty(int(lengths.sum()), np.uint8)
-        place, view = 0, data.data
+        place = 0
         for offset, length in zip(offsets.tolist(), lengths.tolist(), strict=True):
-            piece = view[place : place + length]
-            if self._remote:
-                self._file.seek(offset)
-                read = self._file.read(length)
-                piece[: len(read)] = read
-                count = len(read)
-            else:
-                count = os.preadv(self._file.fileno(), [piece], offset)
+            count = self.read_into(data.data[place : place + length], offset)
             data[place + count : place + length] = 0
             place += length
         return data
+
+    def read_into(self, memory: memoryview, offset: int) -> int:
+        """Fills memory with the bytes from `offset` on, and returns how many there were."""
+        if not self._remote:
+            return os.preadv(self._file.fileno(), [memory], offset)
+        self._file.seek(offset)
+        read = self._file.read(len(memory))
+        memory[: len(read)] = read
+        return len(read)
 
 
 @contextlib.contextmanager

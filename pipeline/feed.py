@@ -1,0 +1,345 @@
+"""The machinery under pipeline.dataset: chunks of shards -> rows in order -> decoded batches, in threads of its own.
+
+Bytes are read and checked by a few threads, parsed a group at a time, and never copied again: a row knows where its
+pictures stand. Threads that decode fill one buffer a batch, which TensorFlow then takes as it is.
+"""
+
+from __future__ import annotations
+
+import collections
+import ctypes
+import itertools
+import mmap
+import os
+import sys
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from pipeline import columns, manifest, order, pictures, storage
+from pipeline.errors import InputError
+
+READERS = 8  # chunks read at once: what is on a server, or a cold disk, takes its time
+DECODERS = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+PIECE = 32  # pictures a thread decodes in one go: 3 ms
+AHEAD = 16  # chunks read ahead where nothing is shuffled: 18 MB
+Damages = list[tuple[int, str]]  # the place of each damaged picture in its batch, and what is wrong
+REMEDY = 'python -m tools.inspect_shards tells what is wrong with it; python -m pipeline.convert makes it again'
+TOLD = 10  # damaged pictures of which each is told; of more only the number, now and then
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a shard that can be read by itself: manifest.CHUNK_PRODUCTS products, or the last few.
+
+    Attributes:
+        path: the shard.
+        offset: its first byte.
+        bytes: its length.
+        rows: products or pictures in it, whichever the stream is made of.
+    """
+
+    path: str
+    offset: int
+    bytes: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a stream is made of: a row is a picture, or a product with its pictures.
+
+    There are no Python objects for each row: its collector of garbage would look through them all, again and again.
+
+    Attributes:
+        memory: encoded pictures, among other bytes.
+        table: row_type() [n]; `memory` says in which of the memories a row's pictures are, `start` and `end` where: 0
+            and 0 where a product has no such picture. image_index is 0 where a row is a product.
+    """
+
+    memory: tuple[memoryview, ...]
+    table: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, chosen: slice | np.ndarray) -> Rows:
+        return Rows(self.memory, self.table[chosen])
+
+    @staticmethod
+    def joined(parts: Sequence[Rows]) -> Rows:
+        """The rows of several, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        table = np.concatenate([part.table for part in parts])
+        memories = [len(part.memory) for part in parts]
+        table['memory'] += np.repeat(np.cumsum([0, *memories])[:-1], [len(part) for part in parts])
+        return Rows(tuple(itertools.chain.from_iterable(part.memory for part in parts)), table)
+
+    def images(self) -> Iterator[memoryview | None]:
+        """The encoded pictures in order; one that comes several times in a row is one object."""
+        places = [self.table[name].ravel().tolist() for name in ('start', 'end')]
+        numbers = np.repeat(self.table['memory'], self.table['start'].shape[1]).tolist()
+        before, image = None, None
+        for number, start, end in zip(numbers, *places, strict=True):
+            if before != (number, start):
+                before = number, start
+                image = self.memory[number][start:end] if end else None
+            yield image
+
+
+def row_type(pictures_each: int) -> np.dtype:
+    """Of a table of rows with so many pictures each."""
+    numbers = [(name, 'i8') for name in ('product_id', 'image_index', 'label', 'memory')]
+    return np.dtype([*numbers, *((name, 'i8', (pictures_each,)) for name in ('start', 'end'))])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Decoded rows.
+
+    Attributes:
+        rows: which.
+        pixels: uint8 [batch, pictures, 180, 180, 3]; 0 after the last row, and where a row has fewer pictures.
+    """
+
+    rows: Rows
+    pixels: np.ndarray
+
+
+def chunks_of(folder: str, files: Iterable[manifest.FileInfo], *, products: bool) -> list[Chunk]:
+    """The chunks of some shards, in order; `products` says what a row is."""
+    made = []
+    for file in files:
+        offset, left = 0, file.products
+        for size, images in file.chunks:
+            rows = min(left, manifest.CHUNK_PRODUCTS) if products else images
+            made.append(Chunk(storage.join(folder, file.name), offset, size, rows))
+            offset, left = offset + size, left - manifest.CHUNK_PRODUCTS
+    return made
+
+
+def shuffled(
+    chunks: Sequence[Chunk],
+    *,
+    seed: int,
+    start_row: int,
+    shuffle_rows: int,
+    pictures_each: int | None = None,
+    readers: int = READERS,
+) -> Iterator[Rows]:
+    """The endless stream of rows in the order of pipeline.order, in pieces of no fixed size, from any row on.
+
+    Args:
+        chunks: all there are.
+        seed: of the order.
+        start_row: rows left out at the start; of their chunks only those are read that later rows are in, too.
+        shuffle_rows: rows in memory at a time.
+        pictures_each: None if a row is a picture; if it is a product, how many of its pictures: the first ones.
+        readers: chunks read at once; the order doesn't hang on it.
+    """
+    chunk_rows = np.array([chunk.rows for chunk in chunks])
+    lanes = order.LANES if pictures_each is None else 1
+    first_pass, offset = divmod(start_row, int(chunk_rows.sum()))
+    with _Loader(readers, pictures_each) as loader:
+        for number in itertools.count(first_pass):
+            one = order.one_pass(chunk_rows, seed=seed, number=number, shuffle_rows=shuffle_rows, lanes=lanes)
+            groups = [[chunks[chunk] for chunk in group] for group in one.groups]
+            ends = np.cumsum(one.window_rows())
+            first = int(np.searchsorted(ends, offset, side='right'))
+            skipped = offset - int(ends[first - 1]) if first else offset
+            for window in range(first, len(groups)):
+                loader.keep(one.held(window))
+                needed, rows = one.window(window)
+                parts = loader.get({group: groups[group] for group in needed})
+                if window + 1 < len(groups):
+                    loader.begin(window + 1, groups[window + 1])
+                yield Rows.joined(parts)[rows[skipped:]]
+                skipped = 0
+            loader.keep([])
+            offset = 0
+
+
+def in_order(chunks: Sequence[Chunk], *, pictures_each: int | None = None, limit: int | None = None) -> Iterator[Rows]:
+    """All rows once, or the first `limit`, as they stand in the shards; `pictures_each` as in shuffled()."""
+    ends = np.cumsum([0, *(chunk.rows for chunk in chunks)])
+    left = int(ends[-1]) if limit is None else limit
+    needed = chunks[: int(np.searchsorted(ends, left))]
+    groups = [needed[first : first + AHEAD] for first in range(0, len(needed), AHEAD)]
+    with _Loader(READERS, pictures_each) as loader:
+        for number, group in enumerate(groups):
+            loader.keep([number])
+            (rows,) = loader.get({number: group})
+            if number + 1 < len(groups):
+                loader.begin(number + 1, groups[number + 1])
+            yield rows[:left]
+            left -= len(rows)
+
+
+class _Loader:
+    """Reads groups of chunks in the background and keeps those that are still needed."""
+
+    def __init__(self, readers: int, pictures_each: int | None) -> None:
+        self.pictures_each = pictures_each
+        self.memory = _Memory()
+        self.readers = ThreadPoolExecutor(readers, 'read')
+        self.parser = ThreadPoolExecutor(1, 'parse')
+        self.groups: dict[int, Future[Rows]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pool in (self.parser, self.readers):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def keep(self, numbers: Sequence[int]) -> None:
+        self.groups = {number: rows for number, rows in self.groups.items() if number in numbers}
+
+    def begin(self, number: int, chunks: Sequence[Chunk]) -> None:
+        if number not in self.groups:
+            self.groups[number] = self.parser.submit(self._read, chunks)
+
+    def get(self, needed: dict[int, Sequence[Chunk]]) -> list[Rows]:
+        for number, chunks in needed.items():
+            self.begin(number, chunks)
+        return [self.groups[number].result() for number in needed]
+
+    def _read(self, chunks: Sequence[Chunk]) -> Rows:
+        """Reads and parses a group."""
+        firsts = np.cumsum([0, *(chunk.bytes for chunk in chunks)]).tolist()
+        data = self.memory.take(firsts[-1])
+        pieces = [data.data[first : first + chunk.bytes] for first, chunk in zip(firsts, chunks, strict=False)]
+        places = self.readers.map(_read_chunk, chunks, pieces)
+        starts, ends = np.concatenate([one + first for one, first in zip(places, firsts, strict=False)], axis=1)
+        try:
+            found = columns.read(data, starts, ends)
+        except ValueError as error:
+            raise InputError(f'{chunks[0].path} or a shard beside it: a record {error}; {REMEDY}') from None
+        return Rows((data.data,), _table(found, self.pictures_each))
+
+
+def _read_chunk(chunk: Chunk, memory: memoryview) -> np.ndarray:
+    """Fills memory with a chunk, and says where its records begin and end, int64 [2, n]."""
+    with storage.open_ranges(chunk.path) as file:
+        count = file.read_into(memory, chunk.offset)
+    try:
+        if count < chunk.bytes:
+            raise ValueError('the file is cut off')
+        return columns.record_places(memory)
+    except ValueError as error:
+        raise InputError(f'{chunk.path}: from byte {chunk.offset} on: {error}; {REMEDY}') from None
+
+
+def _table(found: columns.Columns, pictures_each: int | None) -> np.ndarray:
+    """The rows of some products."""
+    product = np.repeat(np.arange(len(found.images)), found.images)
+    picture = np.arange(len(product)) - np.repeat(np.cumsum(found.images) - found.images, found.images)
+    if pictures_each is None:
+        table = np.zeros(len(product), row_type(1))
+        table['start'][:, 0], table['end'][:, 0], table['image_index'] = found.starts, found.ends, picture
+        table['product_id'], table['label'] = found.product_id[product], found.label[product]
+    else:
+        table = np.zeros(len(found.images), row_type(pictures_each))
+        first = picture < pictures_each
+        for name, places in (('start', found.starts), ('end', found.ends)):
+            table[name][product[first], picture[first]] = places[first]
+        table['product_id'], table['label'] = found.product_id, found.label
+    return table
+
+
+def decoded(pieces: Iterable[Rows], *, batch_size: int, threads: int = DECODERS) -> Iterator[Batch]:
+    """Decoded batches, made ahead of the one that is taken.
+
+    Args:
+        pieces: the stream of rows, cut anyhow.
+        batch_size: rows a batch; the last may have fewer.
+        threads: that decode.
+    """
+    pending: collections.deque[tuple[Batch, list[Future[Damages]]]] = collections.deque()
+    memory = _Memory()
+    damaged = 0
+    pool = ThreadPoolExecutor(threads, 'decode')
+    try:
+        for rows in itertools.chain(_batches(pieces, batch_size), itertools.repeat(None)):
+            if rows:
+                pending.append(_begin(rows, batch_size, memory, pool))
+            if not pending:
+                return
+            # Two pieces for each thread wait, so that none is idle while a batch is handed on.
+            if not rows or sum(len(work) for _, work in pending) > len(pending[0][1]) + 2 * threads:
+                batch, work = pending.popleft()
+                for place, problem in itertools.chain.from_iterable(part.result() for part in work):
+                    damaged += 1
+                    _tell_damage(batch, place, problem, damaged)
+                yield batch
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _batches(pieces: Iterable[Rows], batch_size: int) -> Iterator[Rows]:
+    """The same rows, `batch_size` at a time."""
+    kept: list[Rows] = []
+    count = 0
+    for rows in pieces:
+        while count + len(rows) >= batch_size:
+            part = rows[: batch_size - count]
+            yield Rows.joined([*kept, part])
+            rows = rows[len(part) :]
+            kept, count = [], 0
+        kept.append(rows)
+        count += len(rows)
+    if count:
+        yield Rows.joined(kept)
+
+
+def _begin(
+    rows: Rows, batch_size: int, memory: _Memory, pool: ThreadPoolExecutor
+) -> tuple[Batch, list[Future[Damages]]]:
+    """Has threads decode a batch."""
+    _, each = rows.table['start'].shape
+    shape = (batch_size, each, *pictures.SHAPE)
+    pixels = memory.take(int(np.prod(shape))).reshape(shape)
+    pixels[len(rows) :] = 0
+    rows_a_piece = max(1, PIECE // each)
+
+    def decode(first: int) -> Damages:
+        piece = slice(first, first + rows_a_piece)
+        damages = pictures.decode_into(pixels[piece].reshape(-1, *pictures.SHAPE), rows[piece].images())
+        return [(first * each + place, problem) for place, problem in damages]
+
+    return Batch(rows, pixels), [pool.submit(decode, first) for first in range(0, len(rows), rows_a_piece)]
+
+
+class _Memory:
+    """Buffers that are used again once nothing looks at them: new memory would cost as much as decoding does."""
+
+    def __init__(self) -> None:
+        self.free: list[mmap.mmap] = []
+
+    def take(self, size: int) -> np.ndarray:
+        """So many bytes, uint8, with anything in them.
+
+        They begin at a page's start: TensorFlow copies what doesn't begin at a multiple of 64 bytes.
+        """
+        memory = self.free.pop() if self.free else None
+        if memory is None or len(memory) < size:
+            memory = mmap.mmap(-1, size + size // 16)  # groups differ by a little
+        exporter = (ctypes.c_ubyte * size).from_buffer(memory)  # every view of the array holds it
+        weakref.finalize(exporter, self.free.append, memory)
+        return np.frombuffer(memoryview(exporter), np.uint8)
+
+
+def _tell_damage(batch: Batch, place: int, problem: str, count: int) -> None:
+    """Warns of the picture at this place of a batch, the first few times."""
+    if count <= TOLD:
+        row, picture = divmod(place, batch.pixels.shape[1])
+        about = batch.rows.table[row]
+        said = f'product {about["product_id"]}, picture {about["image_index"] + picture}: {problem}'
+        print(f'warning: {said}', file=sys.stderr)
+    elif count in (100, 1_000, 10_000, 100_000):
+        print(f'warning: {count:,} damaged pictures so far', file=sys.stderr)
