@@ -1,7 +1,8 @@
 """Measures what the project is built for, against references in the same run: `python -m tools.bench convert`
 
-Parts: convert (the conversion against a plain loop, and its memory). Times are medians of interleaved runs, start-up
-included; the table says which figures keep to their limits. Exit code 1 if one doesn't.
+Parts: convert (the conversion against a plain loop, and its memory), feed (batches against decoding alone, DALI and a
+cached batch). Times are medians of interleaved runs, start-up included, rates medians without it; the table says which
+figures keep to their limits. Exit code 1 if one doesn't.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from absl import flags
 
 from pipeline import storage
 from pipeline.errors import InputError
-from tools.benchmarks import convert
+from tools.benchmarks import convert, feed
 from tools.benchmarks.measure import Row
 
 FLAGS = program.flag_values()
@@ -29,8 +30,17 @@ RUNS = flags.DEFINE_integer('runs', 5, 'How often each command is timed.', lower
 WORK_DIR = flags.DEFINE_string(
     'work_dir', None, 'Folder for what is measured, 15 GB; default: the folder for temporary files.', flag_values=FLAGS
 )
+PEERS_PYTHON = flags.DEFINE_string(
+    'peers_python', '.venv-peers/bin/python', 'Python with the packages of constraints-peers.txt, for the part feed.',
+    flag_values=FLAGS,
+)  # fmt: skip
 
-PARTS = {'convert': convert.run}
+
+def _feed(folder: Path, *, runs: int) -> tuple[list[Row], dict]:
+    return feed.run(folder, runs=runs, peers_python=PEERS_PYTHON.value)
+
+
+PARTS = {'convert': convert.run, 'feed': _feed}
 
 
 def main(argv: list[str]) -> None:
@@ -39,6 +49,8 @@ def main(argv: list[str]) -> None:
     for part in parts or ['']:
         if part not in PARTS:
             raise flags.Error(f'name one or more parts of {", ".join(PARTS)}, not {part!r}')
+    if 'feed' in parts:  # known before another part has run for minutes
+        feed.check_peers(PEERS_PYTHON.value)
     rows: list[Row] = []
     told = {
         'machine': {'cores': os.cpu_count(), 'processor': platform.processor(), 'python': platform.python_version()}
@@ -60,11 +72,12 @@ def main(argv: list[str]) -> None:
 
 
 def _print_table(rows: list[Row]) -> None:
-    print(f'{"":50} {"ours":>10} {"reference":>10} {"ratio":>6}  limit')
+    print(f'{"":50} {"ours":>10}       {"reference":>10}       {"ratio":>6}  limit')
     for row in rows:
         scale, unit = (1e6, 'MB') if row.unit == 'B' else (1, row.unit)
-        numbers = f'{row.ours / scale:7,.1f} {unit:2} {row.reference / scale:7,.1f} {unit:2} {row.ratio:6.2f}'
-        print(f'{row.name:50} {numbers}  {"<=" if row.at_most else ">="} {row.limit} {"" if row.met else "MISSED"}')
+        numbers = f'{row.ours / scale:10,.1f} {unit:5} {row.reference / scale:10,.1f} {unit:5} {row.ratio:6.2f}'
+        limit = 'none' if row.limit is None else f'{"<=" if row.at_most else ">="} {row.limit}'
+        print(f'{row.name:50} {numbers}  {limit} {"" if row.met else "MISSED"}')
 
 
 if __name__ == '__main__':

@@ -1,7 +1,8 @@
-"""Measures commands as whole processes: interleaved wall times, and the memory that is theirs alone."""
+"""Measures commands as processes: interleaved wall times or rates, and the memory that is theirs alone."""
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
@@ -23,7 +24,7 @@ class Row:
         ours: the figure.
         reference: what it is held against, in the same unit; from the same run.
         unit: of both.
-        limit: what `ours / reference` must keep to.
+        limit: what `ours / reference` must keep to; None if it is only told.
         at_most: whether the limit is the largest ratio allowed, or the smallest.
     """
 
@@ -31,7 +32,7 @@ class Row:
     ours: float
     reference: float
     unit: str
-    limit: float
+    limit: float | None
     at_most: bool = True
 
     @property
@@ -42,6 +43,8 @@ class Row:
     @property
     def met(self) -> bool:
         """Whether the ratio keeps to the limit."""
+        if self.limit is None:
+            return True
         return self.ratio <= self.limit if self.at_most else self.ratio >= self.limit
 
 
@@ -59,9 +62,15 @@ class Run:
     peak_bytes: int
     output: str
 
+    @property
+    def rate(self) -> float | None:
+        """The pictures a second that it measured itself, start-up left out, if its last line says so in JSON."""
+        last = self.output.strip().rpartition('\n')[2]
+        return json.loads(last)['images_per_second'] if last.startswith('{') else None
 
-def run(command: Sequence[str], *, watch_memory: bool = False) -> Run:
-    """Runs a Python command (`-m module ...`) to its end.
+
+def run(command: Sequence[str], *, python: str = sys.executable, watch_memory: bool = False) -> Run:
+    """Runs a Python command (`-m module ...`) to its end, with the Python of some environment.
 
     Raises:
         InputError: it failed; with the last line it said.
@@ -69,7 +78,7 @@ def run(command: Sequence[str], *, watch_memory: bool = False) -> Run:
     os.sync()  # what an earlier run has left to be written must not slow this one down
     started = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [python, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     peak = 0
     while watch_memory and process.poll() is None:
@@ -87,14 +96,21 @@ def interleaved(commands: dict[str, Callable[[], Run]], *, runs: int) -> dict[st
     done: dict[str, list[Run]] = {name: [] for name in commands}
     for number in range(runs):
         for name in list(commands)[:: 1 if number % 2 else -1]:
-            done[name].append(commands[name]())
-            print(f'  run {number + 1} of {runs}: {name} {done[name][-1].seconds:.1f} s', flush=True)
+            one = commands[name]()
+            done[name].append(one)
+            figure = f'{one.seconds:.1f} s' if one.rate is None else f'{one.rate:,.0f} img/s'
+            print(f'  run {number + 1} of {runs}: {name} {figure}', flush=True)
     return done
 
 
 def median_seconds(runs: Sequence[Run]) -> float:
     """The median wall time."""
     return statistics.median(one.seconds for one in runs)
+
+
+def median_rate(runs: Sequence[Run]) -> float:
+    """The median of the rates, for runs that say theirs."""
+    return statistics.median(one.rate for one in runs if one.rate is not None)
 
 
 def _private_bytes(session: int) -> int:

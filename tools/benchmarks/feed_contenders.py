@@ -1,0 +1,208 @@
+"""The feed and what it is held against: each runs in a process of its own and prints its steady rate.
+
+    python tools/benchmarks/feed_contenders.py ours FOLDER 30 700
+
+FOLDER has the same training pictures in shards/ and in tars/. After 30 batches, which fill buffers and caches, the
+clock runs for 700. Those in PEERS run in an environment without this project and TensorFlow, so each contender imports
+what it needs.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+BATCH = 128
+SHUFFLE_IMAGES = 10_000  # as dataset.SHUFFLE_IMAGES
+THREADS = 2
+
+
+def main(name: str, folder: str, warm_up: str, batches: str) -> None:
+    """Measures one contender."""
+    stream = CONTENDERS[name](Path(folder))
+    _drop(stream, int(warm_up))
+    started = time.perf_counter()
+    _drop(stream, int(batches))
+    rate = BATCH * int(batches) / (time.perf_counter() - started)
+    print(json.dumps({'images_per_second': round(rate, 1)}))
+
+
+def _drop(stream: Iterator[Any], count: int) -> None:
+    collections.deque(itertools.islice(stream, count), maxlen=0)
+
+
+def ours(folder: Path) -> Iterator[Any]:
+    """The feed as training uses it: images, draws, labels."""
+    from pipeline import dataset
+
+    yield from dataset.train(dataset.open_shards(str(folder / 'shards')), seed=0, batch_size=BATCH)
+
+
+def plain_tf_data(folder: Path) -> Iterator[Any]:
+    """The same shards the way TensorFlow's guides have it, picture by picture: images, labels."""
+    import tensorflow as tf
+
+    features = {
+        'label': tf.io.FixedLenFeature([], tf.int64),
+        'images': tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True),
+    }
+
+    def pictures(record: Any) -> Any:
+        product = tf.io.parse_single_example(record, features)
+        return product['images'], tf.repeat(product['label'], tf.size(product['images']))
+
+    stream = tf.data.TFRecordDataset(_training_shards(folder / 'shards'), num_parallel_reads=tf.data.AUTOTUNE)
+    stream = stream.map(pictures, num_parallel_calls=tf.data.AUTOTUNE).unbatch()
+    stream = stream.shuffle(SHUFFLE_IMAGES, seed=0).repeat()
+    stream = stream.map(
+        lambda image, label: (tf.io.decode_jpeg(image, channels=3), label), num_parallel_calls=tf.data.AUTOTUNE
+    )
+    yield from stream.batch(BATCH, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+
+
+def simplejpeg(folder: Path, *, threads: int = THREADS) -> Iterator[None]:
+    """Nothing but decoding: pictures in memory, whose pixels are dropped at once."""
+    from simplejpeg import decode_jpeg
+
+    pictures = [image for image, _ in training_pictures(folder / 'shards')]
+
+    def decode(start: int) -> None:
+        for number in range(start, start + BATCH):
+            decode_jpeg(pictures[number % len(pictures)])
+
+    starts = itertools.count(step=BATCH)
+    with ThreadPoolExecutor(threads) as pool:
+        # A batch more than threads is under way, so that none waits for this loop.
+        waiting = collections.deque(pool.submit(decode, next(starts)) for _ in range(threads + 1))
+        while True:
+            waiting.popleft().result()
+            waiting.append(pool.submit(decode, next(starts)))
+            yield
+
+
+def dali(folder: Path) -> Iterator[Any]:
+    """NVIDIA DALI on the CPU: images, labels.
+
+    Four batches are prefetched, not two, and four by its reader, not one. Nothing else tried (executor, mmap, affinity,
+    a third thread, fast IDCT) was clearly faster. Its upsampling of colour is the fast one, simplejpeg's the fancy one.
+    """
+    from nvidia.dali import Pipeline, fn, types
+
+    pipeline = Pipeline(batch_size=BATCH, num_threads=THREADS, device_id=None, prefetch_queue_depth=4, seed=0)
+    with pipeline:
+        encoded, labels = fn.readers.webdataset(
+            paths=_tars(folder),
+            ext=['jpg', 'cls'],
+            dtypes=[types.UINT8, types.INT64],
+            random_shuffle=True,
+            initial_fill=SHUFFLE_IMAGES,
+            prefetch_queue_depth=4,
+        )
+        pipeline.set_outputs(fn.decoders.image(encoded, device='cpu', output_type=types.RGB), labels)
+    pipeline.build()
+    while True:
+        yield pipeline.run()
+
+
+def webdataset(folder: Path) -> Iterator[Any]:
+    """WebDataset's reading and shuffling with simplejpeg in two threads: images, labels."""
+    import numpy as np
+    import webdataset as wds
+    from simplejpeg import decode_jpeg
+
+    def decode(sample: dict[str, Any]) -> Any:
+        return decode_jpeg(sample['jpg'])
+
+    tars = _tars(folder)
+    samples = iter(wds.WebDataset(tars, shardshuffle=len(tars), seed=0).repeat().shuffle(SHUFFLE_IMAGES))
+    with ThreadPoolExecutor(THREADS) as pool:
+
+        def begun() -> Any:
+            batch = list(itertools.islice(samples, BATCH))
+            return [pool.submit(decode, sample) for sample in batch], [sample['cls'] for sample in batch]
+
+        waiting = collections.deque(begun() for _ in range(2))
+        while True:
+            images, labels = waiting.popleft()
+            waiting.append(begun())
+            yield np.stack([image.result() for image in images]), np.frombuffer(b''.join(labels), '<i8')
+
+
+def step_fed(folder: Path) -> Iterator[float]:
+    """Train steps with the feed attached: their losses."""
+    return _train_steps(folder, cached=False)
+
+
+def step_cached(folder: Path) -> Iterator[float]:
+    """The same steps, all of one batch: their losses."""
+    return _train_steps(folder, cached=True)
+
+
+def _train_steps(folder: Path, *, cached: bool) -> Iterator[float]:
+    import keras
+    import tensorflow as tf
+
+    from model import backbone, classifier
+    from model.accumulate import AccumulatingModel
+    from pipeline import dataset
+    from pipeline.augment import Augmentation
+
+    shards = dataset.open_shards(str(folder / 'shards'))
+    stream = dataset.train(shards, seed=0, batch_size=BATCH)
+    if cached:
+        stream = stream.take(1).cache().repeat()
+    # The demo's network, pictures and micro batches (demo.flags): the quickest step the project has, so the one that
+    # a feed on the same cores holds up most.
+    network = backbone.build('xception_small', image_size=64, width=0.25)
+    model = AccumulatingModel(
+        classifier.build(network, classes=len(shards.label_map), dropout=0.2),
+        micro_batch=32,
+        augmentation=Augmentation(crop_probability=0.75, flip_probability=0.5),
+    )
+    model.compile(keras.optimizers.Adam())
+    step = tf.function(model.train_step)
+    for batch in stream:
+        yield float(step(batch)['loss'])
+
+
+def training_pictures(shards: Path) -> Iterator[tuple[bytes, int]]:
+    """Each encoded picture and its label, in the shards' order."""
+    from pipeline import records
+
+    for path in _training_shards(shards):
+        with open(path, 'rb') as file:
+            for frame in records.frames(file):
+                product = records.decode(frame.record)
+                for image in product.images:
+                    yield image, product.label
+
+
+def _training_shards(shards: Path) -> list[str]:
+    return sorted(str(path) for path in shards.glob('train-*.tfrecord'))
+
+
+def _tars(folder: Path) -> list[str]:
+    return sorted(str(path) for path in (folder / 'tars').iterdir())
+
+
+CONTENDERS: dict[str, Callable[[Path], Iterator[Any]]] = {
+    'ours': ours,
+    'plain tf.data': plain_tf_data,
+    'simplejpeg': simplejpeg,
+    'simplejpeg in one thread': lambda folder: simplejpeg(folder, threads=1),
+    'dali': dali,
+    'webdataset': webdataset,
+    'step, fed': step_fed,
+    'step, cached': step_cached,
+}
+PEERS = ('dali', 'webdataset')
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])
