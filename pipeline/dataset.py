@@ -9,6 +9,7 @@ Synopsis:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +53,18 @@ def open_shards(folder: str) -> Shards:
     return Shards(folder, made, categories.read(folder))
 
 
-def train(
+def train(shards: Shards, *, batch_size: int, pictures: int | None = None, **options: Any) -> tf.data.Dataset:
+    """The endless stream of training batches as Keras wants it: training_batches() with the same arguments."""
+    each = pictures or 1
+    shape = (batch_size, each) if pictures else (batch_size,)
+    mask = [(shape, tf.bool)] if pictures else []
+    columns = [((*shape, *SHAPE), tf.uint8), *mask, ((*shape, augment.DRAWS), tf.float32), ((batch_size,), tf.int64)]
+    begin = functools.partial(training_batches, shards, batch_size=batch_size, pictures=pictures, **options)
+    begin()  # to refuse bad arguments now; nothing is read before the first batch is taken
+    return _as_dataset(begin, columns, tf.data.INFINITE_CARDINALITY)
+
+
+def training_batches(
     shards: Shards,
     *,
     seed: int,
@@ -62,7 +74,7 @@ def train(
     pictures: int | None = None,
     worker: int = 0,
     workers: int = 1,
-) -> tf.data.Dataset:
+) -> Iterator[tuple[np.ndarray, ...]]:
     """The endless stream of training batches, from any step on.
 
     Each pass over the training data has each picture once, in an order fixed by (seed, number of the pass), and a batch
@@ -86,7 +98,7 @@ def train(
         [batch, pictures], true where it has one; draws float32 [batch, pictures, augment.DRAWS]; labels int64 [batch].
 
     Raises:
-        InputError: there are fewer shards than workers.
+        InputError: there are fewer shards than workers, or one can't be read.
     """
     files = shards.manifest.of_split('train')
     if len(files) < workers:
@@ -94,27 +106,27 @@ def train(
             f'{shards.folder}: {len(files)} training shards are too few for {workers} workers; '
             'convert again with a smaller --shard_mb'
         )
-    products, each = pictures is not None, pictures or 1
-    chunks = feed.chunks_of(shards.folder, files[worker::workers], products=products)
-    shuffle_rows = shuffle_images // PICTURES if products else shuffle_images
+    rows = feed.shuffled(
+        feed.chunks_of(shards.folder, files[worker::workers], products=pictures is not None),
+        seed=seed,
+        start_row=start_step * batch_size,
+        shuffle_rows=shuffle_images // PICTURES if pictures else shuffle_images,
+        pictures_each=pictures,
+    )
 
-    def generate() -> Iterator[Any]:
-        rows = feed.shuffled(
-            chunks, seed=seed, start_row=start_step * batch_size, shuffle_rows=shuffle_rows, pictures_each=pictures
-        )
+    def generate() -> Iterator[tuple[np.ndarray, ...]]:
+        each = pictures or 1
         for step, batch in enumerate(feed.decoded(rows, batch_size=batch_size), start=start_step):
             # Each picture of the stream has a number and so its draws, however the stream is cut into batches.
             numbers = np.arange(step * batch_size * each, (step + 1) * batch_size * each).reshape(-1, each, 1)
             draws = hashing.uniform(seed, worker, numbers, np.arange(augment.DRAWS))
-            if products:
-                yield batch.pixels, _mask(batch.rows), draws, batch.rows.table['label']
+            labels = batch.rows.table['label']
+            if pictures:
+                yield batch.pixels, _mask(batch.rows), draws, labels
             else:
-                yield batch.pixels[:, 0], draws[:, 0], batch.rows.table['label']
+                yield batch.pixels[:, 0], draws[:, 0], labels
 
-    shape = (batch_size, each) if products else (batch_size,)
-    images, draws = ((*shape, *SHAPE), tf.uint8), ((*shape, augment.DRAWS), tf.float32)
-    mask = [(shape, tf.bool)] if products else []
-    return _as_dataset(generate, [images, *mask, draws, ((batch_size,), tf.int64)], tf.data.INFINITE_CARDINALITY)
+    return generate()
 
 
 def evaluation(shards: Shards, split: str, *, batch_size: int, limit: int) -> tf.data.Dataset:
@@ -224,9 +236,12 @@ def _filled(batch_size: int, *columns: np.ndarray, filler: int = 0) -> list[np.n
 
 
 def _as_dataset(
-    generate: Callable[[], Iterator[Any]], columns: Sequence[tuple[tuple[int, ...], Any]], cardinality: int
+    begin: Callable[[], Iterator[Any]], columns: Sequence[tuple[tuple[int, ...], Any]], cardinality: int
 ) -> tf.data.Dataset:
     """What a generator yields, one batch ahead."""
     signature = tuple(tf.TensorSpec(shape, dtype) for shape, dtype in columns)
-    stream = tf.data.Dataset.from_generator(generate, output_signature=signature)
-    return stream.apply(tf.data.experimental.assert_cardinality(cardinality)).prefetch(1)
+    stream = tf.data.Dataset.from_generator(begin, output_signature=signature)
+    stream = stream.apply(tf.data.experimental.assert_cardinality(cardinality)).prefetch(1)
+    options = tf.data.Options()
+    options.autotune.enabled = False  # there is nothing to tune, and looking for it takes part of a core
+    return stream.with_options(options)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 BATCH = 128
-SHUFFLE_IMAGES = 10_000  # as dataset.SHUFFLE_IMAGES
+SHUFFLE_IMAGES = 10_000  # of the references: more than a window of ours, 60,000 / 9
 THREADS = 2
 
 
@@ -39,10 +39,27 @@ def _drop(stream: Iterator[Any], count: int) -> None:
 
 
 def ours(folder: Path) -> Iterator[Any]:
-    """The feed as training uses it: images, draws, labels."""
+    """The feed: images, draws, labels, in memory of the process, as DALI's are."""
     from pipeline import dataset
 
-    yield from dataset.train(dataset.open_shards(str(folder / 'shards')), seed=0, batch_size=BATCH)
+    return dataset.training_batches(dataset.open_shards(str(folder / 'shards')), seed=0, batch_size=BATCH)
+
+
+def ours_in_tensorflow(folder: Path) -> Iterator[Any]:
+    """The feed as Keras takes it, from within a graph: by numbers of pictures."""
+    import tensorflow as tf
+
+    from pipeline import dataset
+
+    stream = iter(dataset.train(dataset.open_shards(str(folder / 'shards')), seed=0, batch_size=BATCH))
+
+    @tf.function
+    def step(stream: Any) -> Any:
+        images, _, _ = next(stream)
+        return tf.shape(images)[0]
+
+    while True:
+        yield step(stream)
 
 
 def plain_tf_data(folder: Path) -> Iterator[Any]:
@@ -194,6 +211,7 @@ def _tars(folder: Path) -> list[str]:
 
 CONTENDERS: dict[str, Callable[[Path], Iterator[Any]]] = {
     'ours': ours,
+    'ours in tf.data': ours_in_tensorflow,
     'plain tf.data': plain_tf_data,
     'simplejpeg': simplejpeg,
     'simplejpeg in one thread': lambda folder: simplejpeg(folder, threads=1),
