@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import textwrap
 from collections import Counter
@@ -11,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 import tensorflow as tf
 
-from pipeline import augment, categories, dataset, manifest, records, split
+from pipeline import augment, categories, dataset, feed, manifest, records, split
 from pipeline.dataset import Shards
 from pipeline.errors import InputError
 from pipeline.manifest import FileInfo, Manifest
@@ -25,9 +27,15 @@ LABEL_MAP = categories.Categories(np.arange(7) + 1000, (('A', 'B', 'C'),) * 7)
 COUNTS = (1, 3, 2, 4, 1, 1, 2)
 
 
-def write_shards(
-    folder: Path, *, train: int, val: int = 0, shards: int = 1, chunk_products: int = manifest.CHUNK_PRODUCTS
-) -> Shards:
+@pytest.fixture(scope='module', autouse=True)
+def _small_chunks():
+    """Chunks of 3 products, so that a small dataset has many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(manifest, 'CHUNK_PRODUCTS', 3)
+        yield
+
+
+def write_shards(folder: Path, *, train: int, val: int = 0, shards: int = 1) -> Shards:
     """A dataset of so many products, each split in so many shards, each picture another one."""
     folder.mkdir(exist_ok=True)
     infos = []
@@ -43,7 +51,7 @@ def write_shards(
                 for n in numbers.tolist()
             ]
             encoded, images = [records.encode(row) for row in rows], [len(row.images) for row in rows]
-            data, table = records.frame(encoded), chunks.table(encoded, images, chunk_products=chunk_products)
+            data, table = records.frame(encoded), chunks.table(encoded, images, chunk_products=3)
             file = folder / split.shard_name(name, index, shards)
             file.write_bytes(data)
             infos.append(FileInfo(file.name, name, len(rows), sum(images), len(data), 'unchecked', table))
@@ -57,17 +65,16 @@ def places_in(*paths: str) -> dict[bytes, tuple[int, int, int]]:
     """What each decoded picture of some shards is: (place in the shards' order, product id, label)."""
     found: dict[bytes, tuple[int, int, int]] = {}
     for path in paths:
-        products = records.parse(tf.constant(list(tf.data.TFRecordDataset(path).as_numpy_iterator())))
-        columns = products['product_id'].numpy(), products['label'].numpy(), products['images'].to_list()
-        for product_id, label, images in zip(*columns, strict=True):
-            for image in images:
-                picture = tf.io.decode_jpeg(image, channels=3).numpy().tobytes()
-                found[picture] = (len(found), int(product_id), int(label))
+        for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
+            product = records.decode(record)
+            for image in product.images:
+                picture = simplejpeg.decode_jpeg(image).tobytes()
+                found[picture] = (len(found), product.product_id, product.label)
     return found
 
 
 def places(shards: Shards, name: str) -> dict[bytes, tuple[int, int, int]]:
-    found = places_in(*shards.paths(name))
+    found = places_in(*(f'{shards.folder}/{file.name}' for file in shards.manifest.of_split(name)))
     assert len(found) == shards.manifest.images(name), 'all pictures differ'
     return found
 
@@ -109,7 +116,7 @@ def test_the_synopsis_runs_as_it_stands(tmp_path, monkeypatch):
 # Training.
 
 
-@pytest.mark.parametrize('shuffle_images', [1, 7, 83, 84, 85, 10_000])
+@pytest.mark.parametrize('shuffle_images', [1, 7, 83, 84, 85, 200, 10_000])
 def test_every_picture_comes_once_a_pass_with_its_label(shards, shuffle_images):
     passes = stream(shards, 3 * 84, seed=0, batch_size=24, shuffle_images=shuffle_images).reshape(3, 84)
     for one in passes:
@@ -155,6 +162,22 @@ def test_a_resumed_stream_is_bit_for_bit_the_uninterrupted_one(shards, uninterru
         assert same(batch, uninterrupted[shuffle_images][step + offset])
 
 
+@pytest.mark.parametrize('step', [3, 11, 10**6, 10**9 + 3])
+def test_what_lies_before_a_step_is_not_read(tmp_path, monkeypatch, step):
+    """600 pictures in 100 chunks, windows of about one chunk, of which a batch needs two or three."""
+    shards = write_shards(tmp_path, train=300)
+    read: list[feed.Chunk] = []
+    read_chunk = feed._read_chunk
+
+    def noted(chunk: feed.Chunk, memory: memoryview) -> np.ndarray:
+        read.append(chunk)
+        return read_chunk(chunk, memory)
+
+    monkeypatch.setattr(feed, '_read_chunk', noted)
+    next(dataset.training_batches(shards, seed=0, batch_size=8, start_step=step, shuffle_images=1))
+    assert 4 <= len(read) < 30
+
+
 @pytest.fixture(scope='module')
 def uninterrupted(shards) -> dict[int, list[Any]]:
     return {
@@ -173,52 +196,90 @@ def test_tensorflows_global_seed_has_no_influence(shards, uninterrupted):
         tf.random.set_seed(None)
 
 
-def test_the_stream_is_the_same_whatever_the_number_of_cores(shards, uninterrupted):
-    options = tf.data.Options()
-    options.threading.private_threadpool_size = 1
-    batches = dataset.train(shards, seed=5, batch_size=24).with_options(options).take(4).as_numpy_iterator()
+@pytest.mark.parametrize('threads', [1, 3])
+def test_the_stream_is_the_same_whatever_the_number_of_threads(shards, uninterrupted, monkeypatch, threads):
+    monkeypatch.setitem(feed.decoded.__kwdefaults__, 'threads', threads)
+    monkeypatch.setattr(feed, 'READERS', threads)
+    batches = dataset.train(shards, seed=5, batch_size=24).take(4).as_numpy_iterator()
     assert all(same(left, right) for left, right in zip(batches, uninterrupted[10_000], strict=False))
 
 
-def correlation(order: np.ndarray) -> float:
-    """Spearman's rank correlation of the order in the stream with that in the shards."""
-    return float(np.corrcoef(np.arange(len(order)), order)[0, 1])
+def test_a_stream_in_plain_memory_is_the_one_in_tensorflow(shards, uninterrupted):
+    batches = dataset.training_batches(shards, seed=5, batch_size=24)
+    assert all(same(*pair) for pair in zip(batches, uninterrupted[10_000], strict=False))
 
 
-@pytest.fixture(scope='module')
-def one_shard(tmp_path_factory) -> Shards:
-    """300 products, 600 pictures."""
-    made = write_shards(tmp_path_factory.mktemp('one'), train=300)
-    assert made.manifest.images('train') == 600
-    return made
+@pytest.mark.parametrize('batch_size', [8, 12, 48])
+def test_a_picture_has_its_draws_however_the_stream_is_cut_into_batches(shards, uninterrupted, batch_size):
+    draws = np.concatenate([batch[1] for batch in uninterrupted[10_000]])
+    batches = dataset.train(shards, seed=5, batch_size=batch_size).take(2).as_numpy_iterator()
+    np.testing.assert_array_equal(np.concatenate([batch[1] for batch in batches]), draws[: 2 * batch_size])
 
 
-@pytest.fixture(scope='module')
-def many_shards(tmp_path_factory) -> Shards:
-    """300 products, 600 pictures."""
-    return write_shards(tmp_path_factory.mktemp('many'), train=300, shards=60)
-
-
-def test_a_block_as_large_as_a_pass_leaves_nothing_of_the_order(one_shard):
-    for one in stream(one_shard, 3 * 600, seed=0, batch_size=100, shuffle_images=600).reshape(3, 600):
-        # Of random orders the correlation is 0, with a standard deviation of 1 / sqrt(600 - 1) = 0.041.
-        assert abs(correlation(one)) < 3 * 0.041
-
-
-def test_smaller_blocks_rely_on_the_order_of_the_shards(many_shards):
-    passes = stream(many_shards, 3 * 600, seed=0, batch_size=100, shuffle_images=100).reshape(3, 600)
-    # Here only whole shards change places: 60 of them, so that the standard deviation is 1 / sqrt(60 - 1) = 0.13.
-    assert all(abs(correlation(one)) < 3 * 0.13 for one in passes)
-    # And that of the mean of three passes is smaller by a factor of sqrt(3).
-    assert abs(np.mean([correlation(one) for one in passes])) < 3 * 0.13 / np.sqrt(3)
-
-
-def test_the_pictures_of_a_product_are_parted(one_shard):
+def test_the_pictures_of_a_product_are_parted(tmp_path):
+    """300 products, 600 pictures, in windows of 60: no batch has two of one product unless it spans three windows."""
+    shards = write_shards(tmp_path, train=300, shards=4)
     products = np.repeat(np.arange(300), [COUNTS[n % 7] for n in range(300)])
-    order = products[stream(one_shard, 600, seed=0, batch_size=100, shuffle_images=600)]
-    # 300 pairs of neighbours are of one product in the shards; at random sum(c * (c - 1)) / 600 = 1.6 are.
-    assert (np.diff(products) == 0).sum() == 300
-    assert (np.diff(order) == 0).sum() < 8
+    order = products[stream(shards, 600, seed=0, batch_size=60, shuffle_images=540)]
+    assert (np.diff(products) == 0).sum() == 300, 'pairs of neighbours in the shards'
+    together = sum(60 - len(np.unique(batch)) for batch in order.reshape(-1, 60))
+    assert together < 6  # at random sum(c * (c - 1)) / 2 * 59 / 599 = 47 pairs would be
+
+
+# Products.
+
+
+def test_every_product_comes_once_a_pass_with_its_pictures(shards):
+    known = places(shards, 'train')
+    batches = list(dataset.train(shards, seed=0, batch_size=14, pictures=4).take(6).as_numpy_iterator())
+    seen: list[int] = []
+    for images, mask, draws, labels in batches:
+        assert (images.shape, mask.shape, draws.shape) == ((14, 4, 180, 180, 3), (14, 4), (14, 4, augment.DRAWS))
+        assert (images.dtype, mask.dtype, draws.dtype, labels.dtype) == (np.uint8, bool, np.float32, np.int64)
+        for row, there, label in zip(images, mask, labels, strict=True):
+            found = [known[picture.tobytes()] for picture in row[there]]
+            place, product, _ = found[0]
+            assert found == [(place + n, product, label) for n in range(len(found))], 'in their order'
+            assert len(found) == COUNTS[product // 3 % 7]
+            assert not row[~there].any()
+            seen.append(product)
+    expected = [3 * n + 1 for n in range(42)]
+    assert sorted(seen[:42]) == sorted(seen[42:]) == expected
+    assert seen[:42] != seen[42:]
+    assert len(np.unique(np.concatenate([batch[2] for batch in batches]).reshape(-1, 4), axis=0)) == 6 * 14 * 4
+
+
+def test_fewer_pictures_than_a_product_has_are_its_first(shards):
+    (images, mask, *_), (some, some_mask, *_) = (
+        next(iter(dataset.train(shards, seed=3, batch_size=42, pictures=pictures))) for pictures in (4, 2)
+    )
+    np.testing.assert_array_equal(some, images[:, :2])
+    np.testing.assert_array_equal(some_mask, mask[:, :2])
+
+
+@pytest.mark.parametrize('step', [0, 2, 3, 5])
+def test_a_resumed_stream_of_products_is_the_uninterrupted_one(shards, step):
+    """A pass has 2.8 batches."""
+    options = {'seed': 1, 'batch_size': 15, 'pictures': 3, 'shuffle_images': 100}
+    whole = list(itertools.islice(dataset.training_batches(shards, **options), 7))
+    resumed = dataset.training_batches(shards, start_step=step, **options)
+    assert all(same(*pair) for pair in zip(itertools.islice(resumed, 2), whole[step:], strict=False))
+
+
+@pytest.mark.parametrize('batch_size', [1, 4, 9, 10])
+def test_products_come_in_the_shards_order_and_the_last_batch_is_filled_up(shards, batch_size):
+    files = shards.manifest.of_split('val')
+    batches = list(dataset.products(shards, files, batch_size=batch_size).as_numpy_iterator())
+    assert len(batches) == -(-9 // batch_size)
+    images, mask, product_ids, labels = (np.concatenate(column) for column in zip(*batches, strict=True))
+    assert product_ids.tolist() == [3 * n + 1 for n in range(42, 51)] + [dataset.FILLER] * (
+        len(batches) * batch_size - 9
+    )
+    assert labels[:9].tolist() == [n % 7 for n in range(42, 51)]
+    assert mask.sum(axis=1)[:9].tolist() == [COUNTS[n % 7] for n in range(42, 51)]
+    known = places(shards, 'val')
+    assert [known[image.tobytes()][0] for image in images[mask]] == list(range(18))
+    assert not images[~mask].any()
 
 
 # Evaluation.
@@ -260,7 +321,11 @@ def test_a_split_without_pictures_has_no_batches(tmp_path):
 
 def all_views(shards: Shards, *, batch_size: int = 16, tta: int = 3, seed: int = 0) -> list[np.ndarray]:
     """The columns of the first shard's views, without what fills up the last batch."""
-    batches = list(dataset.views(shards.paths('val')[0], batch_size=batch_size, tta=tta, seed=seed).as_numpy_iterator())
+    batches = list(
+        dataset.views(
+            shards, shards.manifest.of_split('val')[0], batch_size=batch_size, tta=tta, seed=seed
+        ).as_numpy_iterator()
+    )
     assert {len(column) for batch in batches for column in batch} == {batch_size}
     columns = [np.concatenate(column) for column in zip(*batches, strict=True)]
     return [column[columns[2] != dataset.FILLER] for column in columns]
@@ -292,7 +357,11 @@ def test_view_0_is_plain_and_no_two_others_are_alike(shards):
 
 @pytest.mark.parametrize(('batch_size', 'rows'), [(17, 34), (18, 18), (19, 19)])
 def test_the_last_batch_of_views_is_filled_up(shards, batch_size, rows):
-    batches = list(dataset.views(shards.paths('val')[0], batch_size=batch_size, tta=3, seed=0).as_numpy_iterator())
+    batches = list(
+        dataset.views(
+            shards, shards.manifest.of_split('val')[0], batch_size=batch_size, tta=3, seed=0
+        ).as_numpy_iterator()
+    )
     product_ids = np.concatenate([batch[2] for batch in batches])
     assert len(product_ids) == rows
     assert (product_ids[:18] > 0).all() and (product_ids[18:] == dataset.FILLER).all()

@@ -8,7 +8,7 @@ import io
 import shutil
 import sys
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.errors import InputError
@@ -20,11 +20,18 @@ TARS = 4  # as many as there are training shards
 WARM_UP, BATCHES = 30, 700  # the second is a pass over the training pictures, 5 to 20 s
 STEPS_WARM_UP, STEPS = 3, 30
 FEEDS = (
-    'ours', 'ours in tf.data', 'simplejpeg', 'simplejpeg in one thread', 'dali', 'plain tf.data', 'webdataset'
+    'ours', 'ours in tf.data', 'rows alone', 'dali', 'plain tf.data', 'webdataset',
+    'simplejpeg', 'simplejpeg into batches', 'simplejpeg in one thread',
 )  # fmt: skip
 STEPPED = ('step, fed', 'step, cached')
-# A stage, and the contender that does it and all stages before it.
-STAGES = (('decode', 'simplejpeg'), ('read, parse, shuffle, batch and hand over', 'ours'))
+# A stage, and the contenders whose difference it is: with it, and without.
+STAGES = {
+    'decode': ('simplejpeg', None),
+    'into the memory of batches': ('simplejpeg into batches', 'simplejpeg'),
+    'read, parse, shuffle, batch, beside decoding': ('ours', 'simplejpeg into batches'),
+    'read, parse, shuffle, alone on one core': ('rows alone', None),
+    'hand over to tf.data': ('ours in tf.data', 'ours'),
+}
 
 
 def check_peers(python: str) -> None:
@@ -124,15 +131,6 @@ def contender(
     return measure.run(command, python=python, watch_memory=watch_memory)
 
 
-def stages(rates: dict[str, float], order: Sequence[tuple[str, str]] = STAGES) -> dict[str, float]:
-    """Microseconds a picture that each stage adds to the stages before it, on all cores together.
-
-    Args:
-        rates: pictures a second of each contender.
-        order: each stage, with the contender that does it and all before it.
-    """
-    costs, before = {}, 0.0
-    for stage, name in order:
-        costs[stage] = 1e6 / rates[name] - before
-        before = 1e6 / rates[name]
-    return costs
+def stages(rates: dict[str, float]) -> dict[str, float]:
+    """Microseconds a picture that each stage takes of all cores together, from the contenders' pictures a second."""
+    return {name: 1e6 / rates[full] - (1e6 / rates[less] if less else 0) for name, (full, less) in STAGES.items()}

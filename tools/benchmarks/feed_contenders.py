@@ -90,17 +90,50 @@ def simplejpeg(folder: Path, *, threads: int = THREADS) -> Iterator[None]:
 
     pictures = [image for image, _ in training_pictures(folder / 'shards')]
 
-    def decode(start: int) -> None:
-        for number in range(start, start + BATCH):
-            decode_jpeg(pictures[number % len(pictures)])
+    def decode(number: int) -> None:
+        for place in range(number * BATCH, (number + 1) * BATCH):
+            decode_jpeg(pictures[place % len(pictures)])
 
-    starts = itertools.count(step=BATCH)
+    return _in_threads(decode, threads)
+
+
+def simplejpeg_into_batches(folder: Path) -> Iterator[None]:
+    """The same, but the pixels are written where batches are: into memory that no cache holds."""
+    import numpy as np
+    from simplejpeg import decode_jpeg
+
+    pictures = [image for image, _ in training_pictures(folder / 'shards')]
+    memory = [np.zeros((BATCH, 180, 180, 3), np.uint8) for _ in range(THREADS + 2)]
+
+    def decode(number: int) -> None:
+        for place, pixels in enumerate(memory[number % len(memory)], start=number * BATCH):
+            decode_jpeg(pictures[place % len(pictures)], buffer=pixels)
+
+    return _in_threads(decode, THREADS)
+
+
+def _in_threads(work: Callable[[int], None], threads: int) -> Iterator[None]:
+    """Does work 0, 1, 2 and so on, some ahead of the one that is waited for, so that no thread waits for this loop."""
+    numbers = itertools.count()
     with ThreadPoolExecutor(threads) as pool:
-        # A batch more than threads is under way, so that none waits for this loop.
-        waiting = collections.deque(pool.submit(decode, next(starts)) for _ in range(threads + 1))
+        waiting = collections.deque(pool.submit(work, next(numbers)) for _ in range(threads + 1))
         while True:
             waiting.popleft().result()
-            waiting.append(pool.submit(decode, next(starts)))
+            waiting.append(pool.submit(work, next(numbers)))
+            yield
+
+
+def rows_alone(folder: Path) -> Iterator[None]:
+    """Reading, parsing and shuffling without decoding, a batch at a time."""
+    from pipeline import dataset, feed
+
+    shards = dataset.open_shards(str(folder / 'shards'))
+    chunks = feed.chunks_of(shards.folder, shards.manifest.of_split('train'), products=False)
+    left = 0
+    for rows in feed.shuffled(chunks, seed=0, start_row=0, shuffle_rows=dataset.SHUFFLE_IMAGES):
+        left += len(rows)
+        while left >= BATCH:
+            left -= BATCH
             yield
 
 
@@ -215,6 +248,8 @@ CONTENDERS: dict[str, Callable[[Path], Iterator[Any]]] = {
     'plain tf.data': plain_tf_data,
     'simplejpeg': simplejpeg,
     'simplejpeg in one thread': lambda folder: simplejpeg(folder, threads=1),
+    'simplejpeg into batches': simplejpeg_into_batches,
+    'rows alone': rows_alone,
     'dali': dali,
     'webdataset': webdataset,
     'step, fed': step_fed,
