@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from model import devices
 from pipeline import augment
 from pipeline.augment import Augmentation
 
@@ -97,6 +98,12 @@ class AccumulatingModel(keras.Model):
             prepared = augment.upscale_crop_flip(images, draws, augmentation=augmentation, size=self.image_size)
         return self.classifier(prepared, training=False)
 
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Nothing is left to build. Keras would begin the stream once more for it, at every fit and evaluation.
+
+        Among several machines that even fails: it takes the mean of the replicas' pictures.
+        """
+
     def _summed_over_micro_batches(self, images: Any, draws: Any, labels: Any) -> Any:
         """Sums, over the pictures, of loss, hits and gradients; the tape lives for one micro batch at a time."""
         variables = [variable.value for variable in self.trainable_variables]
@@ -122,7 +129,10 @@ class AccumulatingModel(keras.Model):
     def _update_metrics(self, loss: Any, hits: Any, count: Any) -> dict[str, Any]:
         self.loss_metric.update_state(tf.math.divide_no_nan(loss, count), sample_weight=count)
         self.accuracy_metric.update_state(tf.math.divide_no_nan(hits, count), sample_weight=count)
-        return {metric.name: metric.result() for metric in self.metrics}
+        _, machines = devices.place(tf.distribute.get_strategy())
+        # Among several machines Keras takes the mean of these over their first dimension, which numbers don't have.
+        shape = [] if machines == 1 else [1]
+        return {metric.name: tf.reshape(metric.result(), shape) for metric in self.metrics}
 
 
 class AverageBatchNormalization(keras.callbacks.Callback):
@@ -149,19 +159,25 @@ class AverageBatchNormalization(keras.callbacks.Callback):
         with self.strategy.scope():
             for variable in self.model.non_trainable_variables:
                 if variable.path.endswith(('/moving_mean', '/moving_variance')):
-                    # strategy.reduce takes a mirrored variable for equal on all replicas, and gives the first's.
-                    parts = self.strategy.experimental_local_results(variable.value)
-                    variable.value.assign(tf.add_n(parts) / len(parts))
+                    variable.value.assign(self._mean(self.strategy.experimental_local_results(variable.value)))
+
+    def _mean(self, parts: Any) -> Any:
+        # strategy.reduce takes a mirrored variable for equal on all replicas, and gives the first's: it gets values.
+        values = self.strategy.experimental_distribute_values_from_function(
+            lambda context: tf.identity(parts[context.replica_id_in_sync_group % len(parts)])
+        )
+        return self.strategy.reduce(tf.distribute.ReduceOp.MEAN, values, axis=None)
 
 
 def part_dropout(model: keras.Model, strategy: tf.distribute.Strategy) -> None:
     """Has every replica draw dropout masks of its own; Keras starts all of them from the same seed.
 
-    The first replica's state stays as it is, so doing it twice changes nothing.
+    The first replica's state stays as it is, so doing it twice on one machine changes nothing.
     """
+    worker, _ = devices.place(strategy)
     for variable in seed_states(model):
         parts = strategy.experimental_local_results(variable.value)
-        for replica, part in enumerate(parts):
+        for replica, part in enumerate(parts, start=worker * len(parts)):
             part.assign(parts[0] + tf.constant([replica, 0], parts[0].dtype))
 
 

@@ -3,28 +3,63 @@
 from __future__ import annotations
 
 import functools
+import json
+import os
 
 import keras
 import tensorflow as tf
 
-STRATEGIES = ('auto', 'one', 'mirrored')
+from pipeline.errors import InputError
+
+ONE_MACHINE = ('auto', 'one', 'mirrored')
+STRATEGIES = (*ONE_MACHINE, 'multiworker')
 PRECISIONS = ('float32', 'mixed_bfloat16')
 
 
 @functools.cache  # a second MirroredStrategy in one process mixes up the first's all-reduces (tensorflow issue 61314)
 def strategy(name: str) -> tf.distribute.Strategy:
-    """The distribution strategy of this name.
+    """The distribution strategy of this name; to be made before TensorFlow computes anything.
 
     Args:
         name: one (the first device), mirrored (MirroredStrategy over all GPUs, or over all logical CPUs where there are
-            no GPUs), or auto: mirrored where there are several GPUs.
+            no GPUs), auto: mirrored where there are several GPUs, or multiworker (MultiWorkerMirroredStrategy over the
+            machines that TF_CONFIG lists; waits until all of them are there).
+
+    Raises:
+        InputError: multiworker, and TF_CONFIG doesn't say which machines there are.
     """
+    if name == 'multiworker':
+        _check_cluster(os.environ.get('TF_CONFIG', ''))
+        return tf.distribute.MultiWorkerMirroredStrategy()
     gpus = tf.config.list_logical_devices('GPU')
     if name == 'mirrored' or (name == 'auto' and len(gpus) > 1):
         return tf.distribute.MirroredStrategy([device.name for device in gpus or tf.config.list_logical_devices('CPU')])
     return tf.distribute.get_strategy()
 
 
+def place(strategy: tf.distribute.Strategy) -> tuple[int, int]:
+    """The number of this machine, and of how many; number 0 is the chief, which alone writes the run."""
+    cluster = strategy.cluster_resolver
+    return (cluster.task_id, cluster.cluster_spec().num_tasks('worker')) if cluster else (0, 1)
+
+
 def set_precision(name: str) -> None:
     """Sets what layers compute in; variables stay float32."""
     keras.config.set_dtype_policy(name)
+
+
+def _check_cluster(config: str) -> None:
+    try:
+        found = json.loads(config)
+        workers, task = found['cluster']['worker'], found['task']
+        sound = (
+            task['type'] == 'worker' and set(found['cluster']) == {'worker'} and task['index'] in range(len(workers))
+        )
+    except (ValueError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise InputError(
+            '--strategy=multiworker: TF_CONFIG must list the machines and say which of them this is, such as '
+            '{"cluster": {"worker": ["host0:4000", "host1:4000"]}, "task": {"type": "worker", "index": 0}}, '
+            f'not {config!r}'
+        )

@@ -25,7 +25,7 @@ MICRO_BATCH = flags.DEFINE_integer(
 )
 SEED = flags.DEFINE_integer('seed', 0, 'Of the views.', flag_values=FLAGS)
 STRATEGY = flags.DEFINE_enum(
-    'strategy', 'auto', devices.STRATEGIES, 'One device, or mirrored on all GPUs.', flag_values=FLAGS
+    'strategy', 'auto', devices.ONE_MACHINE, 'One device, or mirrored on all GPUs.', flag_values=FLAGS
 )
 
 

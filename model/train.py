@@ -10,10 +10,12 @@ from __future__ import annotations
 from pipeline import program  # first: it quiets the logs of what is imported below
 
 # isort: split
+import contextlib
 import itertools
 import os
 import random
 import time
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -37,6 +39,11 @@ PREDICT = flags.DEFINE_list(
     'predict', ['val', 'test'], 'Splits whose logits are written after training.', flag_values=FLAGS
 )
 SEED = flags.DEFINE_integer('seed', 0, 'Of first weights, order, augmentation and dropout.', flag_values=FLAGS)
+SHUFFLE_IMAGES = flags.DEFINE_integer(
+    'shuffle_images', dataset.SHUFFLE_IMAGES,
+    'Encoded pictures among which the order is random: 5 kB of memory each, 300 MB by default, on every machine.',
+    lower_bound=1, flag_values=FLAGS,
+)  # fmt: skip
 # Model
 BACKBONE = flags.DEFINE_string(
     'backbone', 'xception', f'The network: {", ".join(backbones.names())}.', flag_values=FLAGS
@@ -94,7 +101,10 @@ PRECISION = flags.DEFINE_enum(
 )
 STRATEGY = flags.DEFINE_enum(
     'strategy', 'auto', devices.STRATEGIES,
-    'one device; mirrored: all GPUs of this machine (or its logical CPUs); auto: mirrored if there are several GPUs.',
+    'one device; mirrored: all GPUs of this machine (or its logical CPUs); auto: mirrored if there are several GPUs; '
+    'multiworker: all GPUs of the machines that TF_CONFIG lists (or a CPU of each). Start the same command on each, '
+    'with folders that all of them reach. Each reads shards of its own, all of them once a pass. The first writes the '
+    'run, without checkpoints: an interrupted run begins anew. It predicts alone, on one device.',
     flag_values=FLAGS,
 )  # fmt: skip
 
@@ -111,17 +121,24 @@ def main(argv: list[str]) -> None:
     runs.check_folder(RUN_DIR.value)
     devices.set_precision(PRECISION.value)
     strategy = devices.strategy(STRATEGY.value)
-    with strategy.scope():
+    worker, workers = devices.place(strategy)
+    _stream(shards, strategy, start_step=0)  # refuses too few shards before a run is made
+    with strategy.scope(), contextlib.nullcontext() if worker == 0 else contextlib.redirect_stdout(None):
         random.seed(SEED.value)  # Keras draws the seeds of first weights and dropout from here
         backbone = backbones.build(BACKBONE.value, image_size=IMAGE_SIZE.value, width=WIDTH.value)
         schedule = _schedule(shards, backbone, replicas=strategy.num_replicas_in_sync)
         runs.check_settings(RUN_DIR.value, _settings(shards, strategy))
         if runs.is_finished(RUN_DIR.value):
             print(f'{RUN_DIR.value}: training is finished already; give another --run_dir to train again')
-            model = _wrap(runs.load_model(RUN_DIR.value))
         else:
-            model = _train(shards, backbone, schedule, strategy)
-            runs.save_model(model.classifier, RUN_DIR.value)
+            _train(shards, backbone, schedule, strategy)
+    if worker:
+        print(f'worker {worker} of {workers} is done; the first one predicts')
+        return
+    # The other machines don't predict, and the strategy of all would wait for them.
+    strategy = strategy if workers == 1 else tf.distribute.get_strategy()
+    with strategy.scope():
+        model = _wrap(runs.load_model(RUN_DIR.value))
         batch_size = MICRO_BATCH.value * strategy.num_replicas_in_sync
         for name in PREDICT.value:
             inference.predict_split(
@@ -144,7 +161,8 @@ def _settings(shards: Shards, strategy: tf.distribute.Strategy) -> dict[str, obj
     """What makes the run what it is: it goes on only under the same."""
     settings = {name: FLAGS[name].value for name in FLAGS if name not in NOT_SETTINGS}
     replicas = strategy.num_replicas_in_sync  # the effective batch hangs on it
-    return {**settings, 'replicas': replicas, 'dataset_digest': shards.manifest.digest()}
+    _, workers = devices.place(strategy)  # the order hangs on it
+    return {**settings, 'replicas': replicas, 'workers': workers, 'dataset_digest': shards.manifest.digest()}
 
 
 def _schedule(shards: Shards, backbone: Backbone, *, replicas: int) -> Schedule:
@@ -169,16 +187,34 @@ def _wrap(model: keras.Model) -> AccumulatingModel:
     return AccumulatingModel(model, micro_batch=MICRO_BATCH.value, augmentation=augmentation)
 
 
-def _train(
-    shards: Shards, backbone: Backbone, schedule: Schedule, strategy: tf.distribute.Strategy
-) -> AccumulatingModel:
-    """Trains from the start or the last checkpoint to the end of the schedule."""
+def _stream(shards: Shards, strategy: tf.distribute.Strategy, *, start_step: int) -> Any:
+    """The training batches from an update on, one for each replica; none is divided or copied."""
+
+    def of_machine(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        replicas = context.num_replicas_in_sync // context.num_input_pipelines  # each takes a batch of it an update
+        return dataset.train(
+            shards,
+            seed=SEED.value,
+            batch_size=_effective_batch(1),
+            start_step=start_step * replicas,
+            shuffle_images=SHUFFLE_IMAGES.value,
+            worker=context.input_pipeline_id,
+            workers=context.num_input_pipelines,
+        )
+
+    return strategy.distribute_datasets_from_function(of_machine)
+
+
+def _train(shards: Shards, backbone: Backbone, schedule: Schedule, strategy: tf.distribute.Strategy) -> None:
+    """Trains from the start or the last checkpoint to the end of the schedule, and writes the finished model."""
+    worker, workers = devices.place(strategy)
     model = _wrap(classifier.build(backbone, classes=len(shards.label_map), dropout=DROPOUT.value))
     folder = storage.join(RUN_DIR.value, 'checkpoints')
     state = checkpoint.read_state(folder)
     if state is None:
         print(classifier.load_weights(model.classifier, backbone, WEIGHTS.value))
-        runs.write_settings(RUN_DIR.value, _settings(shards, strategy))
+        if worker == 0:
+            runs.write_settings(RUN_DIR.value, _settings(shards, strategy))
         state = checkpoint.State(step=0, stage=-1, epoch=0)
     else:
         _begin_stage(model, backbone, schedule, state.stage)
@@ -187,7 +223,6 @@ def _train(
     part_dropout(model, strategy)
     _print_plan(shards, schedule, model, replicas=strategy.num_replicas_in_sync)
     segments = schedule.segments()
-    batch_size = _effective_batch(strategy.num_replicas_in_sync)
     validation = dataset.evaluation(
         shards, 'val', batch_size=MICRO_BATCH.value * strategy.num_replicas_in_sync, limit=VAL_IMAGES.value
     )
@@ -203,28 +238,34 @@ def _train(
             _begin_stage(model, backbone, schedule, stage)
         calls[0].step = first.start
         model.fit(
-            dataset.train(shards, seed=SEED.value, batch_size=batch_size, start_step=first.start),
+            _stream(shards, strategy, start_step=first.start),
             initial_epoch=epoch,
             epochs=epoch + len(alike),
             steps_per_epoch=first.steps,
             validation_data=validation if shards.manifest.images('val') else None,
             callbacks=calls,
             shuffle=False,  # the stream is shuffled
-            verbose=1 if os.isatty(1) else 2,
+            verbose=0 if worker else 1 if os.isatty(1) else 2,
         )
-    return model
+    if worker == 0:
+        runs.save_model(model.classifier, RUN_DIR.value)
 
 
 def _callbacks(
     schedule: Schedule, segments: list[Segment], strategy: tf.distribute.Strategy, folder: str
 ) -> list[keras.callbacks.Callback]:
-    return [
-        callbacks.LearningRate(schedule),
-        AverageBatchNormalization(strategy),
-        callbacks.HistoryFile(RUN_DIR.value, schedule, segments),
-        keras.callbacks.TensorBoard(storage.join(RUN_DIR.value, 'tensorboard'), write_graph=False, update_freq='epoch'),
-        callbacks.SaveCheckpoint(folder, segments),
-    ]
+    worker, workers = devices.place(strategy)
+    calls = [callbacks.LearningRate(schedule), AverageBatchNormalization(strategy)]
+    if worker == 0:
+        calls += [
+            callbacks.HistoryFile(RUN_DIR.value, schedule, segments),
+            keras.callbacks.TensorBoard(
+                storage.join(RUN_DIR.value, 'tensorboard'), write_graph=False, update_freq='epoch'
+            ),
+        ]
+    if workers == 1:
+        calls.append(callbacks.SaveCheckpoint(folder, segments))
+    return calls
 
 
 def _begin_stage(model: AccumulatingModel, backbone: Backbone, schedule: Schedule, number: int) -> None:

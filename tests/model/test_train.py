@@ -79,7 +79,8 @@ def test_logits_are_those_of_the_finished_model_in_the_order_of_the_shards(run, 
     rows = logits.Rows.concatenate(
         [part for file in store.files for part in logits.read_shard(str(run / 'logits' / 'val'), file)]
     )
-    batch = next(iter(dataset.views(shards.paths('val')[0], batch_size=len(rows), tta=1, seed=0)))
+    (file,) = shards.manifest.of_split('val')
+    batch = next(iter(dataset.views(shards, file, batch_size=len(rows), tta=1, seed=0)))
     for got, expected in zip((rows.product_id, rows.image_index, rows.view, rows.label), batch[2:], strict=True):
         np.testing.assert_array_equal(got, expected)
     model = runs.load_model(str(run))

@@ -1,0 +1,44 @@
+"""Small datasets on disk, written without a conversion, for the tests of what reads them.
+
+Synopsis:
+
+    made = shards.write(folder, train=40, shards=3)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import categories, dataset, manifest, records, split
+from pipeline.manifest import FileInfo, Manifest
+from pipeline.records import Product
+from tests import catalogue, chunks
+
+CATEGORIES = 7
+COUNTS = (1, 3, 2, 4, 1, 1, 2)  # pictures of the products, in turn
+
+
+def write(folder: Path, *, train: int, val: int = 0, shards: int = 1) -> dataset.Shards:
+    """A dataset of so many products, each split in so many shards, each picture another one; ids are 3n + 1."""
+    folder.mkdir(exist_ok=True)
+    files = []
+    for name, numbers in (('train', np.arange(train)), ('val', np.arange(train, train + val))):
+        for index, some in enumerate(np.array_split(numbers, shards) if len(numbers) else []):
+            products = [_product(number, name) for number in some.tolist()]
+            encoded, images = [records.encode(one) for one in products], [len(one.images) for one in products]
+            data, path = records.frame(encoded), folder / split.shard_name(name, index, shards)
+            path.write_bytes(data)
+            table = chunks.table(encoded, images)
+            files.append(FileInfo(path.name, name, len(products), sum(images), len(data), 'unchecked', table))
+    label_map = categories.Categories(np.arange(CATEGORIES) + 1000, (('A', 'B', 'C'),) * CATEGORIES)
+    categories.write(label_map, str(folder))
+    manifest.write(Manifest('shards', {}, tuple(files)), str(folder))
+    return dataset.open_shards(str(folder))
+
+
+def _product(number: int, name: str) -> Product:
+    label = number % CATEGORIES
+    images = tuple(catalogue.jpeg(4 * number + picture, label) for picture in range(COUNTS[label]))
+    return Product(3 * number + 1, 1000 + label, label, name, images)
