@@ -16,6 +16,8 @@ import numpy as np
 
 from pipeline import records
 
+LENGTH_BYTES = 5  # of a length in protobuf's form, at most: a longer one could point back
+
 
 class Columns(NamedTuple):
     """What training needs of many products, and where their pictures stand.
@@ -70,14 +72,14 @@ def read(data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> Columns:
     for message in _read_fields(data, _Spans(np.arange(len(starts)), starts, ends), 1):
         for entry in _read_fields(data, message, 1):
             name = _read_field(data, entry, 1)
-            value = _read_field(data, _Spans(entry.owner, name.end, entry.end), 2)
+            value = _read_only_field(data, _Spans(entry.owner, name.end, entry.end), 2)
             for wanted, found in features.items():
                 features[wanted] = found.and_those(value, _equal(data, name, wanted.encode()))
     for wanted, found in features.items():
         if not np.array_equal(np.sort(found.owner), np.arange(len(starts))):
             raise ValueError(f'has not one {wanted}')
     pictures = _Spans.none()
-    for picture in _read_fields(data, _read_field(data, features['images'], 1), 1):
+    for picture in _read_fields(data, _read_only_field(data, features['images'], 1), 1):
         pictures = pictures.and_those(picture, np.ones(len(picture.owner), bool))
     order = np.argsort(pictures.owner, kind='stable')
     return Columns(
@@ -113,12 +115,22 @@ def _read_fields(data: np.ndarray, messages: _Spans, number: int) -> Iterator[_S
         messages = messages._replace(start=field.end)
 
 
+def _read_only_field(data: np.ndarray, messages: _Spans, number: int) -> _Spans:
+    """What is in the only field of each message, which must have this number."""
+    field = _read_field(data, messages, number)
+    if not (field.end == messages.end).all():
+        raise ValueError('is no tf.train.Example')
+    return field
+
+
 def _read_field(data: np.ndarray, messages: _Spans, number: int) -> _Spans:
     """What is in the field that each message begins with, which must have this number."""
     lengths, starts = _varint_column(data, messages.start + 1)
     ends = starts + lengths
     if not (
-        (data.take(messages.start, mode='clip') == (number << 3 | 2)) & (lengths >= 0) & (ends <= messages.end)
+        (data.take(messages.start, mode='clip') == (number << 3 | 2))
+        & (starts <= messages.start + 1 + LENGTH_BYTES)
+        & (ends <= messages.end)
     ).all():
         raise ValueError('is no tf.train.Example')
     return _Spans(messages.owner, starts, ends)
@@ -140,7 +152,7 @@ def _varint_column(data: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np
 
 def _int64_column(data: np.ndarray, features: _Spans) -> np.ndarray:
     """The only number in each feature, in order of the records."""
-    numbers = _read_field(data, _read_field(data, features, 3), 1)
+    numbers = _read_only_field(data, _read_only_field(data, features, 3), 1)
     values, ends = _varint_column(data, numbers.start)
     if not (ends == numbers.end).all():
         raise ValueError('has not one number in a feature')

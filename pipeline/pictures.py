@@ -5,9 +5,11 @@ a sound JPEG of 180x180 pixels has a defined outcome:
 
     grey, CMYK, progressive, any chroma    converted to RGB
     another size                           resized to 180x180 as Pillow's BICUBIC does; the sides' ratio isn't kept
-    cut off or damaged inside              what can be decoded is taken, the rest is as libjpeg leaves it; told
-    not decodable at all                   mid-grey; told
-    over LARGEST pixels, by its header     mid-grey; told, and no memory is taken for it
+    cut off or damaged inside              what can be decoded is taken, the rest is as libjpeg leaves it, or mid-grey
+                                           where it gives up; told
+    damaged in its header, not a JPEG      mid-grey; told
+    over LARGEST pixels or a side over     mid-grey; told, and no memory is taken for it
+    LONGEST, by its header
 """
 
 from __future__ import annotations
@@ -17,12 +19,14 @@ from collections.abc import Iterable
 import numpy as np
 import simplejpeg
 
-from pipeline.augment import interpolation_matrix
+from pipeline.augment import WEIGHT_BITS, interpolation_matrix
 from pipeline.bson_stream import PICTURE_SIZE
 from pipeline.errors import one_line
 
 SHAPE = (PICTURE_SIZE, PICTURE_SIZE, 3)
 LARGEST = 2**24  # pixels; 50 MB decoded
+LONGEST = 2**13  # pixels a side; 12 MB of weights to resize one
+STRIP = 2**20  # values resized at a time; 8 MB each
 GREY = 128
 
 
@@ -42,48 +46,67 @@ def decode_into(pixels: np.ndarray, images: Iterable[memoryview | None]) -> list
     for place, image in enumerate(images):
         if image is None:
             pixels[place] = 0
-            continue
-        if image is before:
+        elif image is before:
             pixels[place] = pixels[place - 1]
-            continue
-        before = image
-        try:
-            if simplejpeg.decode_jpeg(image, buffer=pixels[place]).shape == SHAPE:
-                continue
-        except ValueError:
-            pass  # damaged, or too large for its place
-        if problem := _decode_unusual(pixels[place], image):
+        elif problem := _decode(pixels[place], image):
             damaged.append((place, problem))
+        before = image
     return damaged
 
 
+def _decode(pixels: np.ndarray, image: memoryview) -> str:
+    """Decodes a picture, and says what is wrong with it, '' if nothing is."""
+    try:
+        if simplejpeg.decode_jpeg(image, buffer=pixels).shape == SHAPE:
+            return ''
+    except ValueError:
+        pass  # damaged, or too large for its place
+    return _decode_unusual(pixels, image)
+
+
 def _decode_unusual(pixels: np.ndarray, image: memoryview) -> str:
-    """Decodes what isn't a sound JPEG of the usual size, and says what is wrong with it, '' if nothing is."""
+    """Decodes what isn't a sound JPEG of the usual size."""
     pixels[:] = GREY
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(image)
-        if height * width > LARGEST:
-            return f'its header says {width}x{height} pixels, more than {LARGEST:,}: taken as grey'
-        problem = ''
-        try:
-            decoded = simplejpeg.decode_jpeg(image)
-        except ValueError as error:
-            decoded = simplejpeg.decode_jpeg(image, strict=False)
-            problem = f'{one_line(error)}: the rest of it is taken'
     except ValueError as error:
-        return f'{one_line(error)}: taken as grey'
+        return f"taken as grey: no JPEG picture, or its header is damaged (libjpeg: '{one_line(error)}')"
+    if height * width > LARGEST or max(height, width) > LONGEST:
+        allowed = f'at most {LARGEST:,} pixels and {LONGEST:,} a side'
+        return f'taken as grey: its header says {width}x{height} pixels; {allowed} are decoded'
+    problem = ''
+    try:
+        decoded = simplejpeg.decode_jpeg(image)
+    except ValueError as error:
+        said = f"libjpeg: '{one_line(error)}'"
+        decoded = np.full((height, width, 3), GREY, np.uint8)  # for where it stops; new memory may have anything in it
+        try:
+            simplejpeg.decode_jpeg(image, strict=False, buffer=decoded)
+        except ValueError:
+            return f"taken as grey: it can't be decoded ({said})"
+        problem = f'cut off or damaged, taken as far as it can be decoded ({said})'
     pixels[:] = _resized(decoded)
     return problem
 
 
 def _resized(picture: np.ndarray) -> np.ndarray:
-    """Pillow's BICUBIC resize to the usual size: uint8 [height, width, 3] -> uint8 [180, 180, 3]."""
+    """Pillow's BICUBIC resize to the usual size, exactly: uint8 [height, width, 3] -> uint8 [180, 180, 3].
+
+    But for pictures over 100 times as high as wide, of which Pillow takes the rows first.
+    """
     if picture.shape == SHAPE:
         return picture
+    return _resized_rows(_resized_rows(picture.swapaxes(0, 1)).swapaxes(0, 1))
+
+
+def _resized_rows(picture: np.ndarray) -> np.ndarray:
+    """As many rows as usual: uint8 [height, width, 3] -> uint8 [180, width, 3]."""
     height, width, _ = picture.shape
-    rows, columns = (interpolation_matrix(side, PICTURE_SIZE) for side in (height, width))
-    return _levels(np.tensordot(rows, _levels(columns @ picture), axes=1))
-
-
-def _levels(values: np.ndarray) -> np.ndarray:
-    return np.clip(np.round(values), 0, 255).astype(np.uint8)
+    scale = 2.0**WEIGHT_BITS
+    weights = np.round(interpolation_matrix(height, PICTURE_SIZE) * scale)  # Pillow's whole numbers: sums are exact
+    step = max(1, STRIP // (3 * height))
+    strips = [picture[:, first : first + step] for first in range(0, width, step)]
+    rows = [
+        np.floor(np.tensordot(weights, strip, axes=1) / scale + 0.5).clip(0, 255).astype(np.uint8) for strip in strips
+    ]
+    return np.concatenate(rows, axis=1)

@@ -7,10 +7,11 @@ import io
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline import records
+from pipeline import columns, records
 from pipeline.records import Product
 from tests import catalogue
 
@@ -50,13 +51,15 @@ def test_the_checksum_of_a_picture_is_its_md5():
     ]
 
 
-def test_parse_gives_what_was_encoded_byte_for_byte():
+def test_columns_give_what_was_encoded_byte_for_byte():
     products = [PLAIN, PRODUCTS['no label'], PRODUCTS['largest numbers']]
-    columns = records.parse(tf.constant([records.encode(product) for product in products]))
-    for name in ('product_id', 'category_id', 'label'):
-        assert columns[name].dtype == tf.int64
-        assert columns[name].numpy().tolist() == [getattr(product, name) for product in products]
-    assert columns['images'].to_list() == [list(product.images) for product in products]
+    data = records.frame([records.encode(product) for product in products])
+    found = columns.read(np.frombuffer(data, np.uint8), *columns.record_places(memoryview(data)))
+    assert found.product_id.tolist() == [product.product_id for product in products]
+    assert found.label.tolist() == [product.label for product in products]
+    assert found.images.tolist() == [len(product.images) for product in products]
+    pictures = [data[start:end] for start, end in zip(found.starts, found.ends, strict=True)]
+    assert pictures == [image for product in products for image in product.images]
 
 
 @each_product
