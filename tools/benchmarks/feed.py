@@ -17,8 +17,8 @@ from tools.benchmarks.measure import Row, Run
 
 PRODUCTS = 60_000  # 0.6 GB, 89,469 training pictures
 TARS = 4  # as many as there are training shards
-WARM_UP, BATCHES = 30, 700  # the second is a pass over the training pictures, 5 to 20 s
-STEPS_WARM_UP, STEPS = 3, 30
+WARM_UP, BATCHES = 30, 400  # half a pass over the training pictures, 3 to 12 s
+STEPS_WARM_UP, STEPS = 3, 25
 FEEDS = (
     'ours', 'ours in tf.data', 'rows alone', 'dali', 'plain tf.data', 'webdataset',
     'simplejpeg', 'simplejpeg into batches', 'simplejpeg in one thread',
