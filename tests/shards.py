@@ -30,7 +30,7 @@ def write(folder: Path, *, train: int, val: int = 0, shards: int = 1) -> dataset
             encoded, images = [records.encode(one) for one in products], [len(one.images) for one in products]
             data, path = records.frame(encoded), folder / split.shard_name(name, index, shards)
             path.write_bytes(data)
-            table = chunks.table(encoded, images)
+            table = chunks.table(encoded, images, chunk_products=manifest.CHUNK_PRODUCTS)
             files.append(FileInfo(path.name, name, len(products), sum(images), len(data), 'unchecked', table))
     label_map = categories.Categories(np.arange(CATEGORIES) + 1000, (('A', 'B', 'C'),) * CATEGORIES)
     categories.write(label_map, str(folder))

@@ -7,7 +7,6 @@ import itertools
 import re
 import textwrap
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,16 +14,11 @@ import pytest
 import simplejpeg
 import tensorflow as tf
 
-from pipeline import augment, categories, dataset, feed, manifest, records, split
+from pipeline import augment, dataset, feed, manifest, records
 from pipeline.dataset import Shards
 from pipeline.errors import InputError
-from pipeline.manifest import FileInfo, Manifest
-from pipeline.records import Product
-from tests import catalogue, chunks
-
-LABEL_MAP = categories.Categories(np.arange(7) + 1000, (('A', 'B', 'C'),) * 7)
-# Pictures a product: 1 to 4, unevenly.
-COUNTS = (1, 3, 2, 4, 1, 1, 2)
+from tests.shards import COUNTS
+from tests.shards import write as write_shards
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -33,31 +27,6 @@ def _small_chunks():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(manifest, 'CHUNK_PRODUCTS', 3)
         yield
-
-
-def write_shards(folder: Path, *, train: int, val: int = 0, shards: int = 1) -> Shards:
-    """A dataset of so many products, each split in so many shards, each picture another one."""
-    folder.mkdir(exist_ok=True)
-    infos = []
-    for name, products in (('train', train), ('val', val)):
-        first = 0 if name == 'train' else train
-        for index, numbers in enumerate(np.array_split(np.arange(first, first + products), shards)):
-            if not products:
-                continue
-            rows = [
-                Product(
-                    3 * n + 1, 1000 + n % 7, n % 7, name, tuple(catalogue.jpeg(4 * n + k) for k in range(COUNTS[n % 7]))
-                )
-                for n in numbers.tolist()
-            ]
-            encoded, images = [records.encode(row) for row in rows], [len(row.images) for row in rows]
-            data, table = records.frame(encoded), chunks.table(encoded, images, chunk_products=3)
-            file = folder / split.shard_name(name, index, shards)
-            file.write_bytes(data)
-            infos.append(FileInfo(file.name, name, len(rows), sum(images), len(data), 'unchecked', table))
-    categories.write(LABEL_MAP, str(folder))
-    manifest.write(Manifest('shards', {}, tuple(infos)), str(folder))
-    return dataset.open_shards(str(folder))
 
 
 @functools.cache
@@ -398,4 +367,4 @@ def test_only_listed_files_are_read(tmp_path):
     (tmp_path / 'train-00001-of-00002.tfrecord').write_bytes(b'of an earlier run')
     shards = dataset.open_shards(str(tmp_path))
     assert sorted(stream(shards, 4, seed=0)) == [0, 1, 2, 3]
-    assert shards.label_map.ids.tolist() == LABEL_MAP.ids.tolist()
+    assert shards.label_map.ids.tolist() == list(range(1000, 1007))
