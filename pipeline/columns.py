@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline import records
 
+HEAD_BYTES = 12  # of a frame, before its record: the length and the checksum of that
 LENGTH_BYTES = 5  # of a length in protobuf's form, at most: a longer one could point back
 
 
@@ -37,20 +38,24 @@ class Columns(NamedTuple):
     ends: np.ndarray
 
 
-def record_places(data: memoryview) -> np.ndarray:
+def record_places(data: memoryview, *, offset: int = 0) -> np.ndarray:
     """Where each record of a run of whole frames begins, and where it ends: int64 [2, n]. All checksums are checked.
 
+    Args:
+        data: the frames.
+        offset: where they stand in their file, for errors.
+
     Raises:
-        ValueError: a frame is broken; says which rule it breaks and at which byte.
+        ValueError: a frame is broken; says which rule it breaks and at which byte of the file.
     """
     starts, ends, place = [], [], 0
     while place < len(data):
-        start = place + 12  # the checksum of the length tells nothing that the record's own doesn't
+        start = place + HEAD_BYTES  # the checksum of the length tells nothing that the record's own doesn't
         end = start + int.from_bytes(data[place : place + 8], 'little')
         if end + 4 > len(data):
-            raise ValueError(f'the record at byte {place} is cut off')
+            raise ValueError(f'the record at byte {offset + place} is cut off, or its length is damaged')
         if records.masked_crc(bytes(data[start:end])) != data[end : end + 4]:
-            raise ValueError(f"the record at byte {place} doesn't fit its checksum")
+            raise ValueError(f"the record at byte {offset + place} doesn't fit its checksum")
         starts.append(start)
         ends.append(end)
         place = end + 4

@@ -200,6 +200,7 @@ class _Loader:
     def __exit__(self, *_: object) -> None:
         for pool in (self.parser, self.readers):
             pool.shutdown(wait=False, cancel_futures=True)
+        self.keep([])  # one that fails now, for want of readers, would hold itself in memory
 
     def keep(self, numbers: Sequence[int]) -> None:
         self.groups = {number: rows for number, rows in self.groups.items() if number in numbers}
@@ -219,12 +220,16 @@ class _Loader:
         data = self.memory.take(firsts[-1])
         _prefetch(chunks)
         pieces = [data.data[first : first + chunk.bytes] for first, chunk in zip(firsts, chunks, strict=False)]
-        places = self.readers.map(_read_chunk, chunks, pieces)
+        places = list(self.readers.map(_read_chunk, chunks, pieces))
         starts, ends = np.concatenate([one + first for one, first in zip(places, firsts, strict=False)], axis=1)
         try:
             found = columns.read(data, starts, ends)
-        except ValueError as error:
-            raise InputError(f'{chunks[0].path} or a shard beside it: a record {error}; {REMEDY}') from None
+        except ValueError:
+            for chunk, piece, one in zip(chunks, pieces, places, strict=True):
+                _check_records(chunk, piece, one)
+            raise
+        images = found.images if self.pictures_each is None else None
+        _check_rows(chunks, [one.shape[1] for one in places], images)
         return Rows((data.data,), _table(found, self.pictures_each))
 
 
@@ -242,12 +247,39 @@ def _read_chunk(chunk: Chunk, memory: memoryview) -> np.ndarray:
     """Fills memory with a chunk, and says where its records begin and end, int64 [2, n]."""
     with storage.open_ranges(chunk.path) as file:
         count = file.read_into(memory, chunk.offset)
+    if count < chunk.bytes:
+        end = chunk.offset + chunk.bytes
+        raise InputError(f'{chunk.path}: is cut off: ends before byte {end}, which the manifest tells of; {REMEDY}')
     try:
-        if count < chunk.bytes:
-            raise ValueError('the file is cut off')
-        return columns.record_places(memory)
+        return columns.record_places(memory, offset=chunk.offset)
     except ValueError as error:
-        raise InputError(f'{chunk.path}: from byte {chunk.offset} on: {error}; {REMEDY}') from None
+        raise InputError(f'{chunk.path}: {error}; {REMEDY}') from None
+
+
+def _check_records(chunk: Chunk, memory: memoryview, places: np.ndarray) -> None:
+    """Raises the error of the first record that isn't a product's."""
+    for start, end in places.T:
+        try:
+            columns.read(np.frombuffer(memory, np.uint8), np.array([start]), np.array([end]))
+        except ValueError as error:
+            byte = chunk.offset + start - columns.HEAD_BYTES
+            raise InputError(f'{chunk.path}: the record at byte {byte} {error}; {REMEDY}') from None
+
+
+def _check_rows(chunks: Sequence[Chunk], products: Sequence[int], images: np.ndarray | None) -> None:
+    """Raises an error if a chunk has another number of rows than the manifest says.
+
+    Args:
+        chunks: these.
+        products: how many each has.
+        images: pictures of each product, if they are the rows.
+    """
+    rows = products if images is None else [one.sum() for one in np.split(images, np.cumsum(products)[:-1])]
+    for chunk, count in zip(chunks, rows, strict=True):
+        if count != chunk.rows:
+            kind = 'products' if images is None else 'pictures'
+            said = f'from byte {chunk.offset} on are {count} {kind}, not the {chunk.rows} that the manifest tells of'
+            raise InputError(f'{chunk.path}: {said}; {REMEDY}')
 
 
 def _table(found: columns.Columns, pictures_each: int | None) -> np.ndarray:

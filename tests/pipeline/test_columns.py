@@ -323,8 +323,8 @@ def leniently(record: bytes) -> Read:
         for _, *entry in records._parts(record, *message):
             parts = {number: (start, end) for number, start, end in records._parts(record, *entry, last=2)}
             features[record[slice(*parts[1])].decode('latin-1')] = parts[2]
-    numbers = [records._int64_value(record, features, name) for name in ('product_id', 'label')]
-    return *numbers, list(records._bytes_values(record, features, 'images'))
+    product_id, label = (records._int64_value(record, features, name) for name in ('product_id', 'label'))
+    return product_id, label, list(records._bytes_values(record, features, 'images'))
 
 
 def canonical(record: bytes) -> bool:
@@ -396,7 +396,7 @@ def test_frames_cut_off_anywhere_but_between_two_are_refused():
             assert columns.record_places(memoryview(data)[:length]).shape[1] == [0, *ends].index(length)
             continue
         first = max(end for end in [0, *ends] if end < length)
-        with pytest.raises(ValueError, match=f'^the record at byte {first} is cut off$'):
+        with pytest.raises(ValueError, match=f'^the record at byte {first} is cut off, or its length is damaged$'):
             columns.record_places(memoryview(data)[:length])
 
 
@@ -412,5 +412,15 @@ def test_frames_with_any_byte_changed_are_refused_but_for_the_checksum_of_a_leng
         if 8 <= inside < 12:
             assert columns.record_places(memoryview(data)).tolist() == [[12, 40], [24, 43]]
         else:
-            with pytest.raises(ValueError, match=f"^the record at byte {first} (is cut off|doesn't fit its checksum)$"):
+            with pytest.raises(
+                ValueError, match=f"^the record at byte {first} (is cut off, or its|doesn't fit its checksum$)"
+            ):
                 columns.record_places(memoryview(data))
+
+
+def test_errors_count_bytes_from_the_start_of_the_file():
+    whole = records.frame([b'twelve bytes', b'abc'])
+    with pytest.raises(ValueError, match='^the record at byte 1028 is cut off, or its length is damaged$'):
+        columns.record_places(memoryview(whole)[:-1], offset=1000)
+    with pytest.raises(ValueError, match="^the record at byte 1000 doesn't fit its checksum$"):
+        columns.record_places(memoryview(whole[:20] + b'x' + whole[21:]), offset=1000)

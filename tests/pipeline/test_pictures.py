@@ -150,9 +150,14 @@ def test_none_gives_zeros_and_is_no_picture_to_copy():
 
 
 def test_the_same_object_twice_in_a_row_is_copied(monkeypatch):
-    decoded = []
+    decoded: list[memoryview] = []
     once = pictures._decode
-    monkeypatch.setattr(pictures, '_decode', lambda pixels, image: decoded.append(image) or once(pixels, image))
+
+    def counted(pixels: np.ndarray, image: memoryview) -> str:
+        decoded.append(image)
+        return once(pixels, image)
+
+    monkeypatch.setattr(pictures, '_decode', counted)
     image, twin, broken = memoryview(jpeg()), memoryview(jpeg()), memoryview(jpeg()[:2000])
     pixels = np.zeros((8, *pictures.SHAPE), np.uint8)
     damaged = pictures.decode_into(pixels, [image, image, image, twin, broken, broken, image, image])
