@@ -72,6 +72,19 @@ def take(pieces: Iterator[Rows], count: int) -> list[tuple[int, int, int, list[b
     return found[:count]
 
 
+def sizes_mapped(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the buffers that are taken from the system from now on."""
+    sizes: list[int] = []
+    new = feed.mmap.mmap
+
+    def noted(number: int, size: int) -> Any:
+        sizes.append(size)
+        return new(number, size)
+
+    monkeypatch.setattr(feed.mmap, 'mmap', noted)
+    return sizes
+
+
 def feed_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith(('read', 'parse', 'decode'))]
 
@@ -103,7 +116,7 @@ VIEWS: dict[str, Callable[[np.ndarray], Any]] = {
     'another shape': lambda array: array.reshape(10, 10, 10)[3].T,
     'another type': lambda array: array.view(np.int32),
     'a memoryview': lambda array: array.data,
-    'a slice of a memoryview': lambda array: memoryview(array)[7:9],
+    'a slice of a memoryview': lambda array: array.data[7:9],
     'an array of a memoryview': lambda array: np.frombuffer(array.data[100:200], np.uint8)[3:],
     'a list of pieces': lambda array: [array[:1], array.data[5:6]],
     'a tensor': lambda array: tensor_of(array),
@@ -177,9 +190,7 @@ def test_a_buffer_has_room_for_one_that_is_a_little_larger():
 
 
 def test_tensors_of_batches_stay_as_they_were_and_few_buffers_do_for_many(monkeypatch):
-    made: list[int] = []
-    new = feed.mmap.mmap
-    monkeypatch.setattr(feed.mmap, 'mmap', lambda *args: made.append(args[1]) or new(*args))
+    made = sizes_mapped(monkeypatch)
     memory = feed._Memory()
 
     def generate() -> Iterator[np.ndarray]:
@@ -438,9 +449,7 @@ def test_a_batch_that_is_kept_stays_as_it_was(pictures_in_order):
 
 
 def test_batches_that_are_let_go_take_few_buffers(pictures_in_order, monkeypatch):
-    made: list[int] = []
-    new = feed.mmap.mmap
-    monkeypatch.setattr(feed.mmap, 'mmap', lambda *args: made.append(args[1]) or new(*args))
+    made = sizes_mapped(monkeypatch)
     assert sum(1 for _ in feed.decoded([pictures_in_order] * 20, batch_size=9, threads=2)) == 100
     assert len(made) <= 8
 
