@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterable
@@ -94,6 +95,12 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
         _exit(1, str(error))
     except KeyboardInterrupt:
         _exit(130, 'interrupted')
+    except Exception as error:
+        # TensorFlow makes an error of its own, with the traceback in it, of what the feed raises.
+        found = re.search(r'^pipeline\.errors\.\w*Error: (.+)$', str(error), re.MULTILINE)
+        if not found:
+            raise
+        _exit(1, found[1])
     sys.exit(0)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import tensorflow as tf
 from absl import flags
 
 from pipeline import program
@@ -113,6 +114,17 @@ def test_the_exit_code_tells_what_happened(monkeypatch, capsys, error, code, sai
         program.run(lambda argv: raise_(error) if error else seen.append(argv))
     assert (end.value.code, capsys.readouterr().err) == (code, said)
     assert seen == ([] if error else [['greet', '--name=you']])
+
+
+def test_what_the_feed_raises_inside_tensorflow_is_one_line_too(monkeypatch, capsys):
+    def generate() -> NoReturn:
+        raise InputError('shard 1: is cut off; make it again')
+
+    stream = tf.data.Dataset.from_generator(generate, output_signature=tf.TensorSpec([]))
+    with pytest.raises(SystemExit) as exit_:
+        program.run(lambda argv: next(iter(stream)))
+    assert exit_.value.code == 1
+    assert capsys.readouterr().err == 'error: shard 1: is cut off; make it again\n'
 
 
 def test_an_error_of_the_program_itself_is_not_hidden():
