@@ -20,37 +20,47 @@ from pipeline.augment import Augmentation
 class AccumulatingModel(keras.Model):
     """Trains a classifier on effective batches larger than the device can take at once.
 
-    Batches are what pipeline.dataset makes: (images, draws, labels) to train, (images, labels, weights) to evaluate.
-    It has its loss (softmax cross entropy) and its metrics.
+    The loss is the mean softmax cross entropy over the effective batch, on however many replicas.
     """
 
-    def __init__(self, classifier: keras.Model, *, micro_batch: int, augmentation: Augmentation = augment.NONE) -> None:
+    def __init__(
+        self,
+        classifier: keras.Model,
+        *,
+        micro_batch: int,
+        augmentation: Augmentation = augment.NONE,
+        label_smoothing: float = 0,
+        xla: bool = False,
+    ) -> None:
         """Wraps a classifier.
 
         Args:
             classifier: float32 [n, size, size, 3], 0..255 -> logits float32 [n, classes].
             micro_batch: pictures that a replica takes at a time.
             augmentation: how training pictures vary.
+            label_smoothing: share of the target that is spread evenly over all classes, in [0, 1).
+            xla: whether XLA compiles forward and backward of a micro batch. It compiles anew for each size of one.
         """
         super().__init__()
         self.classifier = classifier
         self.micro_batch = micro_batch
         self.augmentation = augmentation
+        self.label_smoothing = label_smoothing
+        self.xla = xla
         self.image_size = classifier.input_shape[1]
-        self.loss_metric = keras.metrics.Mean(name='loss')
-        self.accuracy_metric = keras.metrics.Mean(name='accuracy')
         self.built = True  # the classifier is; there is nothing more to build
-
-    @property
-    def metrics(self) -> list[keras.Metric]:
-        """Mean loss and accuracy over the pictures since the last reset."""
-        return [self.loss_metric, self.accuracy_metric]
 
     def compile(self, optimizer: keras.Optimizer) -> None:
         """Sets the optimizer of the variables that are trainable now.
 
-        XLA is off: it would need every micro batch to have the same size.
+        Under mixed_float16 it is wrapped in Keras' loss scaling.
         """
+        if self.classifier.compute_dtype == 'float16':
+            # 2 to the 15 is Keras' scale for the mean of a micro batch; ours is a sum.
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=2.0**15 / self.micro_batch)
+        inner = getattr(optimizer, 'inner_optimizer', optimizer)
+        # Gradients come to it summed over the replicas: see train_step.
+        inner._all_reduce_sum_gradients = list
         super().compile(optimizer=optimizer, jit_compile=False)
         optimizer.build(self.trainable_variables)
 
@@ -58,28 +68,39 @@ class AccumulatingModel(keras.Model):
         """Logits of prepared pictures."""
         return self.classifier(images, training=training)
 
-    def train_step(self, data: Any) -> dict[str, Any]:
+    def train_step(self, data: Any, leave: Any = 0.0) -> dict[str, Any]:
         """One update from this replica's part of an effective batch, of any size.
+
+        All that the replicas must share goes through one all-reduce of one vector: gradients, the sums behind the
+        results, the moving statistics of batch normalisation (Keras 3 leaves each replica its own, and saves the first
+        one's, which has seen only its part of the data), and whether a machine wants to leave. So gradients are summed
+        before the optimizer sees them, and Keras' loss scaling, which looks at one replica's only, is right on all.
 
         Args:
             data: images uint8 [n, side, side, 3], draws float32 [n, augment.DRAWS], labels int64 [n]; n may differ
                 between replicas and need not be a multiple of the micro batch.
+            leave: 1 if this machine was asked to end.
+
+        Returns:
+            float32 [] each, the same on all replicas: loss and accuracy (means over the effective batch, before the
+            update; without regularisation), gradient_norm, and leaving: how many replicas were asked to end.
         """
         loss, hits, gradients = self._summed_over_micro_batches(*data)
         count = tf.cast(tf.shape(data[0])[0], tf.float32)
-        # The optimizer sums the replicas' gradients. Dividing by the pictures of all replicas, not of this one, makes
-        # the update that of the mean loss over the effective batch however it is divided.
-        total = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, count)
-        self.optimizer.apply([gradient / total for gradient in gradients], self.trainable_variables)
-        return self._update_metrics(loss, hits, count)
-
-    def test_step(self, data: Any) -> dict[str, Any]:
-        """Loss and accuracy of plain pictures; those of weight 0 don't count."""
-        images, labels, weights = data
-        logits = self.logits(images)
-        losses = weights * _losses(labels, logits)
-        hits = weights * _hits(labels, logits)
-        return self._update_metrics(tf.reduce_sum(losses), tf.reduce_sum(hits), tf.reduce_sum(weights))
+        statistics = self._moving_statistics()
+        leave = tf.cast(leave, tf.float32)
+        gradients, means, (count, loss, hits, leaving) = _summed_over_replicas(
+            [gradients, [tf.convert_to_tensor(one.value) for one in statistics], [count, loss, hits, leave]]
+        )
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        for variable, total in zip(statistics, means, strict=True):
+            variable.assign(total / replicas)
+        # Dividing by the pictures of all replicas, not of this one, makes the update that of the mean loss over the
+        # effective batch however it is divided.
+        gradients = [gradient / count + penalty for gradient, penalty in zip(gradients, self._penalties(), strict=True)]
+        self.optimizer.apply(gradients, self.trainable_variables)
+        norm = tf.linalg.global_norm(gradients) / self.optimizer.scale_loss(1.0)
+        return {'loss': loss / count, 'accuracy': hits / count, 'gradient_norm': norm, 'leaving': leaving}
 
     def logits(self, images: Any, draws: Any = None, *, augmentation: Augmentation | None = None) -> Any:
         """Logits of decoded pictures, as in evaluation.
@@ -99,74 +120,63 @@ class AccumulatingModel(keras.Model):
         return self.classifier(prepared, training=False)
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        """Nothing is left to build. Keras would begin the stream once more for it, at every fit and evaluation.
-
-        Among several machines that even fails: it takes the mean of the replicas' pictures.
-        """
+        """Nothing is left to build. For it Keras' fit would add up the replicas' pictures, of equal number or not."""
 
     def _summed_over_micro_batches(self, images: Any, draws: Any, labels: Any) -> Any:
         """Sums, over the pictures, of loss, hits and gradients; the tape lives for one micro batch at a time."""
         variables = [variable.value for variable in self.trainable_variables]
         size = tf.shape(images)[0]
 
-        def one(start: Any, loss: Any, hits: Any, sums: Any) -> Any:
-            """Adds a micro batch, the last of which may be smaller."""
-            part = slice(start, start + self.micro_batch)
-            prepared = augment.upscale_crop_flip(
-                images[part], draws[part], augmentation=self.augmentation, size=self.image_size
-            )
+        # A function of its own for each replica: the variables that it captures are this replica's.
+        @tf.function(jit_compile=True if self.xla else None, autograph=False)
+        def sums_of(images: Any, draws: Any, labels: Any) -> Any:
+            prepared = augment.upscale_crop_flip(images, draws, augmentation=self.augmentation, size=self.image_size)
             with tf.GradientTape() as tape:
                 logits = self.classifier(prepared, training=True)
-                part_loss = tf.reduce_sum(_losses(labels[part], logits))
-            gradients = tape.gradient(part_loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+                loss = tf.reduce_sum(_losses(labels, logits, smoothing=self.label_smoothing))
+                scaled = self.optimizer.scale_loss(loss)
+            gradients = tape.gradient(scaled, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            return loss, tf.reduce_sum(_hits(labels, logits)), gradients
+
+        def add_one(start: Any, loss: Any, hits: Any, sums: Any) -> Any:
+            """Adds a micro batch, the last of which may be smaller."""
+            part = slice(start, start + self.micro_batch)
+            part_loss, part_hits, gradients = sums_of(images[part], draws[part], labels[part])
             sums = [total + gradient for total, gradient in zip(sums, gradients, strict=True)]
-            return start + self.micro_batch, loss + part_loss, hits + tf.reduce_sum(_hits(labels[part], logits)), sums
+            return start + self.micro_batch, loss + part_loss, hits + part_hits, sums
 
         zeros = [tf.zeros(variable.shape, variable.dtype) for variable in variables]
-        _, loss, hits, sums = tf.while_loop(lambda start, *_: start < size, one, [0, 0.0, 0.0, zeros])
+        _, loss, hits, sums = tf.while_loop(lambda start, *_: start < size, add_one, [0, 0.0, 0.0, zeros])
         return loss, hits, sums
 
-    def _update_metrics(self, loss: Any, hits: Any, count: Any) -> dict[str, Any]:
-        self.loss_metric.update_state(tf.math.divide_no_nan(loss, count), sample_weight=count)
-        self.accuracy_metric.update_state(tf.math.divide_no_nan(hits, count), sample_weight=count)
-        _, machines = devices.place(tf.distribute.get_strategy())
-        # Among several machines Keras takes the mean of these over their first dimension, which numbers don't have.
-        shape = [] if machines == 1 else [1]
-        return {metric.name: tf.reshape(metric.result(), shape) for metric in self.metrics}
+    def _moving_statistics(self) -> list[Any]:
+        """Mean and variance of every batch normalisation that learns now."""
+        return [
+            variable
+            for layer in self.classifier.layers
+            if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+            for variable in (layer.moving_mean, layer.moving_variance)
+        ]
+
+    def _penalties(self) -> list[Any]:
+        """Gradients of the regularisation of weights: once an update, whatever the number of parts."""
+        variables = self.trainable_variables
+        with tf.GradientTape() as tape:
+            penalty = tf.add_n([0.0, *(one.regularizer(one) for one in variables if one.regularizer)])
+            penalty = self.optimizer.scale_loss(penalty)
+        found = tape.gradient(penalty, [variable.value for variable in variables])
+        return [0.0 if one is None else one for one in found]
 
 
-class AverageBatchNormalization(keras.callbacks.Callback):
-    """Gives every replica the mean of the replicas' moving statistics, before each evaluation and epoch's end.
-
-    Keras 3 leaves each replica its own and saves the first one's, which has seen only its part of the data.
-    """
-
-    def __init__(self, strategy: tf.distribute.Strategy) -> None:
-        super().__init__()
-        self.strategy = strategy
-
-    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Averages."""
-        self._average()
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Averages."""
-        self._average()
-
-    def _average(self) -> None:
-        if self.strategy.num_replicas_in_sync == 1:
-            return
-        with self.strategy.scope():
-            for variable in self.model.non_trainable_variables:
-                if variable.path.endswith(('/moving_mean', '/moving_variance')):
-                    variable.value.assign(self._mean(self.strategy.experimental_local_results(variable.value)))
-
-    def _mean(self, parts: Any) -> Any:
-        # strategy.reduce takes a mirrored variable for equal on all replicas, and gives the first's: it gets values.
-        values = self.strategy.experimental_distribute_values_from_function(
-            lambda context: tf.identity(parts[context.replica_id_in_sync_group % len(parts)])
-        )
-        return self.strategy.reduce(tf.distribute.ReduceOp.MEAN, values, axis=None)
+def _summed_over_replicas(groups: list[list[Any]]) -> list[list[Any]]:
+    """Sums groups of tensors over all replicas by a single all-reduce, of one vector."""
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        return groups
+    tensors = [tensor for group in groups for tensor in group]
+    vector = tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], 0)
+    total = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, vector)
+    parts = iter(tf.split(total, [tensor.shape.num_elements() for tensor in tensors]))
+    return [[tf.reshape(next(parts), tensor.shape) for tensor in group] for group in groups]
 
 
 def part_dropout(model: keras.Model, strategy: tf.distribute.Strategy) -> None:
@@ -186,8 +196,11 @@ def seed_states(model: keras.Model) -> list[Any]:
     return [variable for variable in model.variables if variable.path.endswith('/seed_generator_state')]
 
 
-def _losses(labels: Any, logits: Any) -> Any:
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+def _losses(labels: Any, logits: Any, *, smoothing: float = 0) -> Any:
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+    if smoothing:  # the cross entropy with the even distribution is that of the mean logit
+        losses += smoothing * (tf.gather(logits, labels, axis=1, batch_dims=1) - tf.reduce_mean(logits, axis=1))
+    return losses
 
 
 def _hits(labels: Any, logits: Any) -> Any:

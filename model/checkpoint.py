@@ -1,22 +1,27 @@
-"""Atomic save and resume of a training run: weights, optimizer, state of dropout, and how far it is.
+"""Atomic save and exact resume of a training run: one file is one checkpoint, and the last two are kept.
 
-`checkpoint.json` names the weights file that it belongs to and is written after it, so that at every moment the folder
-holds one whole checkpoint or none.
+checkpoints/step-000001302.npz    weights, optimizer, state of dropout, and how far the run is
+
+The file is numpy's: every array in it has a checksum, so a damaged checkpoint is found, and the one before it taken.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+import re
+import zipfile
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
+import numpy as np
 
-from model.accumulate import seed_states
+from model.history import Window
 from pipeline import storage
+from pipeline.errors import one_line
 
-NAME = 'checkpoint.json'
+KEPT = 2
 
 
 @dataclass(frozen=True)
@@ -25,57 +30,98 @@ class State:
 
     Attributes:
         step: updates done.
-        stage: number of the stage that the last of them belongs to; the optimizer is of this stage.
-        epoch: artificial epochs done.
+        epoch: artificial epochs done, their validation included.
+        stage: number of the stage that the last update belongs to; the optimizer is of this stage. -1 before any.
+        window: what was seen since the last row of history.csv.
+        best_accuracy: the best validation accuracy so far.
+        settings: the run's, its seed among them.
     """
 
-    step: int
-    stage: int
-    epoch: int
+    step: int = 0
+    epoch: int = 0
+    stage: int = -1
+    window: Window = field(default_factory=Window)
+    best_accuracy: float = -1
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
-def save(model: keras.Model, state: State, folder: str) -> None:
-    """Writes a checkpoint and removes the one before it."""
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read."""
+
+    path: str
+    state: State
+    weights: list[np.ndarray]
+    optimizer: list[np.ndarray]
+
+
+def save(model: keras.Model, state: State, folder: str) -> str:
+    """Writes a checkpoint of a model with `classifier` and `optimizer`, and removes all but the last two.
+
+    Returns:
+        Its path.
+    """
     storage.make_folder(folder)
-    weights_name = f'step-{state.step:09d}.weights.h5'
-    with storage.atomic_path(storage.join(folder, weights_name)) as path:
-        model.save_weights(path)
-    with storage.atomic_writer(storage.join(folder, NAME)) as file:
-        seeds = [variable.numpy().tolist() for variable in seed_states(model)]
-        file.write(json.dumps({'weights': weights_name, 'seeds': seeds, **dataclasses.asdict(state)}).encode())
+    path = storage.join(folder, f'step-{state.step:09d}.npz')
+    arrays = {
+        f'{kind}/{number:05d}': keras.ops.convert_to_numpy(variable)
+        for kind, variables in _variables(model).items()
+        for number, variable in enumerate(variables)
+    }
+    described = np.frombuffer(json.dumps(dataclasses.asdict(state)).encode(), np.uint8)
+    with storage.atomic_writer(path) as file:
+        np.savez(file, state=described, **arrays)
     for name in storage.list_names(folder):
-        if name not in (NAME, weights_name):
+        if name not in _names(folder)[-KEPT:]:
             storage.remove(storage.join(folder, name))
+    return path
 
 
-def read_state(folder: str) -> State | None:
-    """How far the run in this folder is; None if it has no checkpoint."""
-    found = _read(folder)
-    return State(found['step'], found['stage'], found['epoch']) if found else None
+def read(folder: str) -> Checkpoint | None:
+    """The last checkpoint in a folder that is sound; None if there is none. A damaged one is told and passed over."""
+    for name in reversed(_names(folder)):
+        path = storage.join(folder, name)
+        try:
+            return _read(path)
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            print(f'{path}: damaged ({one_line(error)}); taking the checkpoint before it')
+    return None
 
 
-def restore(model: keras.Model, folder: str) -> None:
-    """Loads weights and optimizer into a model built and compiled as the saved one was.
+def restore(model: keras.Model, checkpoint: Checkpoint) -> None:
+    """Fills a model built and compiled as the saved one was.
 
     Raises:
-        RuntimeError: the optimizer's state does not fit (Keras itself only warns).
+        RuntimeError: the checkpoint is of another model or another stage.
     """
-    found = _read(folder)
-    if found is None:
-        raise FileNotFoundError(f'{folder}: no {NAME}')
-    path = storage.join(folder, found['weights'])
-    before = [variable.shape for variable in model.optimizer.variables]
-    model.load_weights(path)
-    after = [variable.shape for variable in model.optimizer.variables]
-    if before != after or not int(model.optimizer.iterations.numpy()):
-        raise RuntimeError(f"{path}: the optimizer's state was not restored")
-    for variable, value in zip(seed_states(model), found['seeds'], strict=True):
-        variable.assign(value)
+    for kind, variables in _variables(model).items():
+        values = getattr(checkpoint, kind)
+        if [value.shape for value in values] != [tuple(variable.shape) for variable in variables]:
+            raise RuntimeError(f'{checkpoint.path}: its {kind} has other shapes than the model')
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
 
 
-def _read(folder: str) -> dict[str, Any] | None:
-    path = storage.join(folder, NAME)
-    if not storage.exists(path):
-        return None
-    with storage.open_read(path) as file:
-        return json.loads(file.read())
+def last_path(folder: str) -> str | None:
+    """The newest checkpoint's file; None if there is none."""
+    names = _names(folder)
+    return storage.join(folder, names[-1]) if names else None
+
+
+def _variables(model: keras.Model) -> dict[str, list[Any]]:
+    return {'weights': model.classifier.variables, 'optimizer': model.optimizer.variables}
+
+
+def _names(folder: str) -> list[str]:
+    return [name for name in storage.list_names(folder) if re.fullmatch(r'step-\d{9}\.npz', name)]
+
+
+def _read(path: str) -> Checkpoint:
+    with storage.open_read(path) as opened, np.load(opened) as file:
+        arrays = {name: file[name] for name in sorted(file.files)}
+    state = json.loads(arrays.pop('state').tobytes())
+    state['window'] = Window(**state['window'])
+    weights, optimizer = (
+        [value for name, value in arrays.items() if name.startswith(f'{kind}/')] for kind in ('weights', 'optimizer')
+    )
+    return Checkpoint(path, State(**state), weights, optimizer)

@@ -13,7 +13,8 @@ from pipeline.errors import InputError
 
 ONE_MACHINE = ('auto', 'one', 'mirrored')
 STRATEGIES = (*ONE_MACHINE, 'multiworker')
-PRECISIONS = ('float32', 'mixed_bfloat16')
+PRECISIONS = ('float32', 'mixed_bfloat16', 'mixed_float16')
+XLA = ('auto', 'on', 'off')
 
 
 @functools.cache  # a second MirroredStrategy in one process mixes up the first's all-reduces (tensorflow issue 61314)
@@ -46,6 +47,30 @@ def place(strategy: tf.distribute.Strategy) -> tuple[int, int]:
 def set_precision(name: str) -> None:
     """Sets what layers compute in; variables stay float32."""
     keras.config.set_dtype_policy(name)
+
+
+def xla(name: str) -> bool:
+    """Whether XLA compiles: on, off, or auto: where there is a GPU, as Keras does too; on a CPU it gains nothing."""
+    return bool(tf.config.list_logical_devices('GPU')) if name == 'auto' else name == 'on'
+
+
+def check_agreement(strategy: tf.distribute.Strategy, number: int, *, what: str) -> None:
+    """Refuses machines that don't all have the same number, of an update for example; one alone always agrees.
+
+    Raises:
+        InputError: they differ.
+    """
+    _, workers = place(strategy)
+    if workers == 1:
+        return
+
+    @tf.function
+    def gathered(number: tf.Tensor) -> tf.Tensor:
+        return strategy.run(lambda: tf.distribute.get_replica_context().all_gather(number[None], axis=0))
+
+    numbers = strategy.experimental_local_results(gathered(tf.constant(number, tf.int32)))[0].numpy()
+    if len(set(numbers.tolist())) > 1:
+        raise InputError(f'the machines do not begin with {what} ({numbers.tolist()}); is --run_dir a shared folder?')
 
 
 def _check_cluster(config: str) -> None:

@@ -1,10 +1,12 @@
 """A run's folder: what it was made with, its finished model, and which run is the latest.
 
 runs/NAME/run.json        settings and the dataset's digest
-          checkpoints/    the last one
-          history.csv     an artificial epoch a row
+          checkpoints/    the last two
+          history.csv     a row for every 20,000 pictures
           tensorboard/
-          model.keras     the finished classifier
+          best.keras      the classifier after the artificial epoch with the best validation accuracy
+          model.keras     the classifier at the end; not there until then
+          accuracy_by_category.csv
           logits/         per-image logits by split
 runs/latest               -> the last finished run
 """
@@ -22,6 +24,8 @@ from pipeline import storage
 from pipeline.errors import InputError, one_line
 
 MODEL_NAME = 'model.keras'
+BEST_NAME = 'best.keras'
+BY_CATEGORY_NAME = 'accuracy_by_category.csv'
 SETTINGS_NAME = 'run.json'
 LATEST = 'latest'
 
@@ -83,10 +87,15 @@ def is_finished(run_dir: str) -> bool:
     return storage.exists(storage.join(run_dir, MODEL_NAME))
 
 
-def save_model(classifier: keras.Model, run_dir: str) -> None:
-    """Writes the finished classifier."""
-    with storage.atomic_path(storage.join(run_dir, MODEL_NAME)) as path:
+def save_model(classifier: keras.Model, run_dir: str, *, name: str = MODEL_NAME) -> None:
+    """Writes the finished classifier, or the best so far."""
+    with storage.atomic_path(storage.join(run_dir, name)) as path:
         classifier.save(path)
+
+
+def by_category_path(run_dir: str) -> str:
+    """Where the accuracy of every category is written."""
+    return storage.join(run_dir, BY_CATEGORY_NAME)
 
 
 def load_model(run_dir: str) -> keras.Model:

@@ -57,7 +57,7 @@ class Schedule:
         return self.learning_rate * self.decay_factor**decays
 
     def segments(self) -> list[Segment]:
-        """The run cut into calls of fit: artificial epochs of equal length; a stage's last one may be shorter."""
+        """The run cut into artificial epochs of equal length; a stage's last one may be shorter."""
         segments: list[Segment] = []
         starts = [self._step(stage.start) for stage in self.stages]
         for number, (start, end) in enumerate(zip(starts, [*starts[1:], self.total_steps], strict=True)):
@@ -82,6 +82,11 @@ class Segment:
     stage: int
     start: int
     steps: int
+
+    @property
+    def end(self) -> int:
+        """The update after its last."""
+        return self.start + self.steps
 
 
 def parse_stages(text: str, blocks: Sequence[str]) -> tuple[Stage, ...]:

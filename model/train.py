@@ -1,8 +1,8 @@
 """Trains a classifier on shards, then writes its logits: `python -m model.train --flagfile=noaug.flags`
 
 noaug.flags and aug.flags are the paper's two configurations, demo.flags a small Xception for two CPU cores. Flags after
-the flagfile override it. The same command goes on with an interrupted run from its last artificial epoch, and leaves a
-finished one as it is.
+the flagfile override it. SIGTERM and Ctrl-C save a checkpoint before they end it. The same command goes on with an
+interrupted run from its last checkpoint, and leaves a finished one as it is.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from pipeline import program  # first: it quiets the logs of what is imported be
 
 # isort: split
 import contextlib
-import itertools
-import os
 import random
 import time
 from typing import Any
@@ -22,11 +20,12 @@ import tensorflow as tf
 from absl import flags
 
 from model import backbone as backbones
-from model import callbacks, checkpoint, classifier, devices, inference, runs, stages
-from model.accumulate import AccumulatingModel, AverageBatchNormalization, part_dropout
+from model import checkpoint, classifier, devices, evaluation, inference, loop, runs, stages
+from model.accumulate import AccumulatingModel, part_dropout
 from model.backbone import Backbone
-from model.stages import Schedule, Segment
-from pipeline import dataset, split, storage
+from model.evaluation import Evaluator
+from model.stages import Schedule
+from pipeline import dataset, split
 from pipeline.augment import Augmentation
 from pipeline.dataset import Shards
 from pipeline.errors import InputError
@@ -95,21 +94,47 @@ UNFREEZE = flags.DEFINE_string(
     'dense layer at first, and all layers after 2.9 passes; head@0 is the dense layer alone.',
     flag_values=FLAGS,
 )  # fmt: skip
+LABEL_SMOOTHING = flags.DEFINE_float(
+    'label_smoothing', 0, 'Share of the target spread evenly over all categories; 0.1 gained another team 0.2 points.',
+    0, 0.99, flag_values=FLAGS,
+)  # fmt: skip
+# What is kept and shown
+HISTORY_IMAGES = flags.DEFINE_integer(
+    'history_images', 20_000, 'Pictures in a row of history.csv, to the nearest update (paper, figure 3: 20,000).',
+    lower_bound=1, flag_values=FLAGS,
+)  # fmt: skip
+SAVE_MINUTES = flags.DEFINE_float(
+    'save_minutes', 10, 'Minutes after which a checkpoint is saved within an artificial epoch too.', lower_bound=0,
+    flag_values=FLAGS,
+)  # fmt: skip
+TENSORBOARD_GRAPH = flags.DEFINE_bool(
+    'tensorboard_graph',
+    False,
+    "Also write the graph of an update to TensorBoard's files: some 20 MB.",
+    flag_values=FLAGS,
+)
 # Devices
 PRECISION = flags.DEFINE_enum(
-    'precision', 'float32', devices.PRECISIONS, 'What layers compute in; weights stay float32.', flag_values=FLAGS
-)
+    'precision', 'float32', devices.PRECISIONS,
+    'What layers compute in; weights, logits and loss stay float32. mixed_bfloat16 is for GPUs since Ampere, '
+    'mixed_float16, which scales the loss, for older ones with tensor cores.',
+    flag_values=FLAGS,
+)  # fmt: skip
+XLA = flags.DEFINE_enum(
+    'xla', 'auto', devices.XLA, "Whether XLA compiles a micro batch's forward and backward; auto: on GPUs.",
+    flag_values=FLAGS,
+)  # fmt: skip
 STRATEGY = flags.DEFINE_enum(
     'strategy', 'auto', devices.STRATEGIES,
     'one device; mirrored: all GPUs of this machine (or its logical CPUs); auto: mirrored if there are several GPUs; '
     'multiworker: all GPUs of the machines that TF_CONFIG lists (or a CPU of each). Start the same command on each, '
     'with folders that all of them reach. Each reads shards of its own, all of them once a pass. The first writes the '
-    'run, without checkpoints: an interrupted run begins anew. It predicts alone, on one device.',
+    'run, and predicts alone, on one device.',
     flag_values=FLAGS,
 )  # fmt: skip
 
-# Where the run and its shards lie, and what is predicted after it, do not change what it is.
-NOT_SETTINGS = ('help', 'run_dir', 'shards_dir', 'predict')
+# What does not change the run: where it and its shards lie, what is kept and predicted, how devices do the same sums.
+NOT_SETTINGS = ('help', 'run_dir', 'shards_dir', 'predict', 'save_minutes', 'tensorboard_graph', 'strategy', 'xla')
 
 
 def main(argv: list[str]) -> None:
@@ -130,8 +155,8 @@ def main(argv: list[str]) -> None:
         runs.check_settings(RUN_DIR.value, _settings(shards, strategy))
         if runs.is_finished(RUN_DIR.value):
             print(f'{RUN_DIR.value}: training is finished already; give another --run_dir to train again')
-        else:
-            _train(shards, backbone, schedule, strategy)
+        elif not _train(shards, backbone, schedule, strategy):
+            return
     if worker:
         print(f'worker {worker} of {workers} is done; the first one predicts')
         return
@@ -183,8 +208,13 @@ def _effective_batch(replicas: int) -> int:
 
 
 def _wrap(model: keras.Model) -> AccumulatingModel:
-    augmentation = Augmentation(CROP_PROBABILITY.value, CROP_UPSCALE.value, FLIP_PROBABILITY.value)
-    return AccumulatingModel(model, micro_batch=MICRO_BATCH.value, augmentation=augmentation)
+    return AccumulatingModel(
+        model,
+        micro_batch=MICRO_BATCH.value,
+        augmentation=Augmentation(CROP_PROBABILITY.value, CROP_UPSCALE.value, FLIP_PROBABILITY.value),
+        label_smoothing=LABEL_SMOOTHING.value,
+        xla=devices.xla(XLA.value),
+    )
 
 
 def _stream(shards: Shards, strategy: tf.distribute.Strategy, *, start_step: int) -> Any:
@@ -205,67 +235,69 @@ def _stream(shards: Shards, strategy: tf.distribute.Strategy, *, start_step: int
     return strategy.distribute_datasets_from_function(of_machine)
 
 
-def _train(shards: Shards, backbone: Backbone, schedule: Schedule, strategy: tf.distribute.Strategy) -> None:
-    """Trains from the start or the last checkpoint to the end of the schedule, and writes the finished model."""
+def _train(shards: Shards, backbone: Backbone, schedule: Schedule, strategy: tf.distribute.Strategy) -> bool:
+    """Trains from the start or the last checkpoint; writes the finished model, unless it was asked to end before."""
     worker, workers = devices.place(strategy)
+    replicas = strategy.num_replicas_in_sync
     model = _wrap(classifier.build(backbone, classes=len(shards.label_map), dropout=DROPOUT.value))
-    folder = storage.join(RUN_DIR.value, 'checkpoints')
-    state = checkpoint.read_state(folder)
-    if state is None:
+    settings = _settings(shards, strategy)
+    training = loop.Loop(
+        model,
+        schedule,
+        strategy=strategy,
+        evaluator=Evaluator(model, strategy, shards.label_map),
+        begin_stage=lambda number: _begin_stage(model, backbone, schedule, number),
+        options=loop.Options(
+            run_dir=RUN_DIR.value,
+            settings=settings,
+            batch_images=_effective_batch(replicas),
+            history_steps=max(1, round(HISTORY_IMAGES.value / _effective_batch(replicas))),
+            save_seconds=60 * SAVE_MINUTES.value,
+            show_graph=TENSORBOARD_GRAPH.value,
+        ),
+    )
+    _print_plan(shards, schedule, model, replicas=replicas)
+    found = checkpoint.read(training.folder)
+    if found:
+        training.resume(found)
+        print(f'going on from {found.path}, update {found.state.step:,} of {schedule.total_steps:,}')
+    else:
         print(classifier.load_weights(model.classifier, backbone, WEIGHTS.value))
         if worker == 0:
-            runs.write_settings(RUN_DIR.value, _settings(shards, strategy))
-        state = checkpoint.State(step=0, stage=-1, epoch=0)
-    else:
-        _begin_stage(model, backbone, schedule, state.stage)
-        checkpoint.restore(model, folder)
-        print(f'going on from update {state.step:,} of {schedule.total_steps:,}')
+            runs.write_settings(RUN_DIR.value, settings)
     part_dropout(model, strategy)
-    _print_plan(shards, schedule, model, replicas=strategy.num_replicas_in_sync)
-    segments = schedule.segments()
-    validation = dataset.evaluation(
-        shards, 'val', batch_size=MICRO_BATCH.value * strategy.num_replicas_in_sync, limit=VAL_IMAGES.value
-    )
-    calls = _callbacks(schedule, segments, strategy, folder)
-    remaining = enumerate(segments[state.epoch :], start=state.epoch)
-    stage = state.stage
-    # One call of fit for all artificial epochs that are alike: each call begins a new stream of batches.
-    for _, group in itertools.groupby(remaining, key=lambda item: (item[1].stage, item[1].steps)):
-        alike = list(group)
-        epoch, first = alike[0]
-        if first.stage != stage:
-            stage = first.stage
-            _begin_stage(model, backbone, schedule, stage)
-        calls[0].step = first.start
-        model.fit(
-            _stream(shards, strategy, start_step=first.start),
-            initial_epoch=epoch,
-            epochs=epoch + len(alike),
-            steps_per_epoch=first.steps,
-            validation_data=validation if shards.manifest.images('val') else None,
-            callbacks=calls,
-            shuffle=False,  # the stream is shuffled
-            verbose=0 if worker else 1 if os.isatty(1) else 2,
-        )
+    devices.check_agreement(strategy, training.state.step, what='the same checkpoint')
+    validation = _validation(shards, strategy, limit=VAL_IMAGES.value)
+    stream = iter(_stream(shards, strategy, start_step=training.state.step))
+    with training.listening():
+        return training.run(stream, validation) and _finish(shards, model, training, strategy)
+
+
+def _finish(shards: Shards, model: AccumulatingModel, training: loop.Loop, strategy: tf.distribute.Strategy) -> bool:
+    """Evaluates on all validation pictures and writes the finished model."""
+    worker, _ = devices.place(strategy)
+    validation = _validation(shards, strategy, limit=None)
+    if validation is not None:
+        found = training.evaluator.evaluate(validation, go_on=training.go_on)
+        if found is None:
+            return False
+        if worker == 0:
+            evaluation.write_by_category(found, shards.label_map, runs.by_category_path(RUN_DIR.value))
+        levels = ', '.join(f'level {number} {share:.4f}' for number, share in enumerate(found.levels, start=1))
+        print(f'accuracy on all {found.images.sum():,} validation pictures: {found.accuracy:.4f} ({levels})')
     if worker == 0:
         runs.save_model(model.classifier, RUN_DIR.value)
+    return True
 
 
-def _callbacks(
-    schedule: Schedule, segments: list[Segment], strategy: tf.distribute.Strategy, folder: str
-) -> list[keras.callbacks.Callback]:
-    worker, workers = devices.place(strategy)
-    calls = [callbacks.LearningRate(schedule), AverageBatchNormalization(strategy)]
-    if worker == 0:
-        calls += [
-            callbacks.HistoryFile(RUN_DIR.value, schedule, segments),
-            keras.callbacks.TensorBoard(
-                storage.join(RUN_DIR.value, 'tensorboard'), write_graph=False, update_freq='epoch'
-            ),
-        ]
-    if workers == 1:
-        calls.append(callbacks.SaveCheckpoint(folder, segments))
-    return calls
+def _validation(shards: Shards, strategy: tf.distribute.Strategy, *, limit: int | None) -> Any:
+    """Distributed batches of the validation pictures; None if there are none."""
+    images = shards.manifest.images('val')
+    if not images:
+        return None
+    batch_size = MICRO_BATCH.value * strategy.num_replicas_in_sync
+    batches = dataset.evaluation(shards, 'val', batch_size=batch_size, limit=limit or images)
+    return strategy.experimental_distribute_dataset(batches)
 
 
 def _begin_stage(model: AccumulatingModel, backbone: Backbone, schedule: Schedule, number: int) -> None:

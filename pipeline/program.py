@@ -109,9 +109,10 @@ def _exit(code: int, message: str) -> NoReturn:
     sys.exit(code)
 
 
-def progress(items: Iterable[Any] | None = None, *, total: float, label: str, unit: str) -> tqdm:
-    """A progress bar on stderr, over `items` or moved by update(); on no terminal it speaks every 10 seconds."""
-    terminal = sys.stderr.isatty()
-    return tqdm(
-        items, total=total, desc=label, unit=unit, unit_scale=True, mininterval=0.2 if terminal else 10, ncols=100
-    )
+def progress(items: Iterable[Any] | None = None, *, total: float, label: str, unit: str, **options: Any) -> tqdm:
+    """A progress bar on stderr, over `items` or moved by update(); on no terminal it speaks every 10 seconds.
+
+    Other options are tqdm's.
+    """
+    interval = 0.2 if sys.stderr.isatty() else 10
+    return tqdm(items, total=total, desc=label, unit=unit, unit_scale=True, mininterval=interval, ncols=120, **options)

@@ -1,13 +1,16 @@
 """The accumulated step is the step of one big batch, however the batch is divided."""
 
+import functools
+import random
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
 
-from model import devices
-from model.accumulate import AccumulatingModel, AverageBatchNormalization, part_dropout, seed_states
+from model import accumulate, devices
+from model.accumulate import AccumulatingModel, part_dropout, seed_states
 from pipeline import augment
 
 SIDE = 4
@@ -24,13 +27,18 @@ def linear_classifier() -> keras.Model:
 def small_classifier(*, batch_normalization: bool = False, dropout: float = 0) -> keras.Model:
     image = keras.Input([SIDE, SIDE, 3])
     x = layers.Rescaling(1 / 127.5, offset=-1)(image)
-    x = layers.Conv2D(5, 3, kernel_initializer=keras.initializers.GlorotUniform(seed=1))(x)
+    # A bias before batch normalisation has no gradient but rounding, of which Adam makes full steps.
+    convolution = layers.Conv2D(
+        5, 3, use_bias=not batch_normalization, kernel_initializer=keras.initializers.GlorotUniform(seed=1)
+    )
+    x = convolution(x)
     if batch_normalization:
         x = layers.BatchNormalization()(x)
     x = layers.Flatten()(layers.Activation('relu')(x))
     if dropout:
         x = layers.Dropout(dropout)(x)
-    return keras.Model(image, layers.Dense(CLASSES, kernel_initializer=keras.initializers.GlorotUniform(seed=2))(x))
+    head = layers.Dense(CLASSES, dtype='float32', kernel_initializer=keras.initializers.GlorotUniform(seed=2))
+    return keras.Model(image, head(x))
 
 
 def batch(size: int, *, seed: int = 0):
@@ -56,7 +64,7 @@ def train(sizes: list[int], *, replicas: int, micro_batch: int, optimizer, class
         model = AccumulatingModel(classifier(), micro_batch=micro_batch)
         model.compile(optimizer())
     data = batches(sizes).apply(tf.data.experimental.assert_cardinality(len(sizes)))
-    history = model.fit(data, callbacks=[AverageBatchNormalization(strategy)], verbose=0, shuffle=False)
+    history = model.fit(data, verbose=0, shuffle=False)
     return model, history.history
 
 
@@ -119,51 +127,250 @@ def big_batch_weights(sizes: list[int]) -> list[np.ndarray]:
     return model.get_weights()
 
 
-def test_loss_and_accuracy_are_means_over_all_pictures_of_all_replicas():
-    sizes = [10, 7]
-    _, history = train(sizes, replicas=2, micro_batch=3, optimizer=lambda: keras.optimizers.SGD(0.0))
-    losses, hits = [], []
-    model = small_classifier()
+@pytest.mark.parametrize('replicas', [1, 2])
+def test_loss_and_accuracy_are_means_over_all_pictures_of_all_replicas(replicas):
+    _, history = train([17], replicas=replicas, micro_batch=3, optimizer=lambda: keras.optimizers.SGD(0.0))
+    ((images, _, labels),) = batches([17])
+    logits = small_classifier()(tf.cast(images, tf.float32))
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    np.testing.assert_allclose(history['loss'], [np.mean(losses)], rtol=1e-5)
+    np.testing.assert_allclose(history['accuracy'], [np.mean(tf.argmax(logits, 1) == labels)], rtol=1e-5)
+
+
+@pytest.mark.parametrize('replicas', [1, 2])
+@pytest.mark.parametrize(('batch_normalization', 'dropout'), [(True, 0), (False, 0.5), (True, 0.5)])
+def test_batch_normalization_and_dropout_are_those_of_micro_batches_of_each_replica(
+    replicas, batch_normalization, dropout
+):
+    """Five updates equal those of a plain loop that knows the rules, on one device.
+
+    Batch normalisation takes mean and variance of one micro batch, so it can't equal that of one big batch. Each
+    replica has moving statistics of its own within an update; after it all have their mean. Dropout draws each micro
+    batch's mask from the replica's own seed, so it can't equal that of another number of replicas.
+    """
+    classifier = functools.partial(small_classifier, batch_normalization=batch_normalization, dropout=dropout)
+    sizes = [24, 24, 21, 24, 3]
+    strategy = devices.strategy('mirrored' if replicas == 2 else 'one')
+    with strategy.scope():
+        random.seed(3)
+        model = AccumulatingModel(classifier(), micro_batch=5)
+        part_dropout(model, strategy)
+        model.compile(keras.optimizers.Adam())
+    data = batches(sizes).apply(tf.data.experimental.assert_cardinality(5))
+    model.fit(data, verbose=0, shuffle=False)
+    random.seed(3)
+    expected = plain_loop(classifier(), sizes, micro_batch=5, replicas=replicas)
+    for got, value in zip(model.classifier.get_weights(), expected, strict=True):
+        np.testing.assert_allclose(got, value, atol=1e-6)
+
+
+def plain_loop(classifier: keras.Model, sizes: list[int], *, micro_batch: int, replicas: int) -> list[np.ndarray]:
+    """Weights after an update a batch, each replica's part in turn, from its own moving statistics and seeds."""
+    optimizer = keras.optimizers.Adam()
+    own = [v for v in classifier.non_trainable_variables if 'seed' in v.path or 'moving' in v.path]
+    states = [[v.numpy() + ([replica, 0] if 'seed' in v.path else 0) for v in own] for replica in range(replicas)]
     for images, _, labels in batches(sizes):
-        logits = model(tf.cast(images, tf.float32))
-        losses.append(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
-        hits.append(tf.argmax(logits, 1) == labels)
-    np.testing.assert_allclose(history['loss'], [np.mean(np.concatenate(losses))], rtol=1e-5)
-    np.testing.assert_allclose(history['accuracy'], [np.mean(np.concatenate(hits))], rtol=1e-5)
+        # What Keras' fit gives each replica: the first gets the larger part.
+        ends = [(len(labels) + replicas - 1) // replicas * replica for replica in range(replicas)] + [len(labels)]
+        total = [tf.zeros(v.shape) for v in classifier.trainable_variables]
+        for replica in range(replicas):
+            for variable, value in zip(own, states[replica], strict=True):
+                variable.assign(value)
+            for start in range(ends[replica], ends[replica + 1], micro_batch):
+                part = slice(start, min(start + micro_batch, ends[replica + 1]))
+                with tf.GradientTape() as tape:
+                    logits = classifier(tf.cast(images[part], tf.float32), training=True)
+                    loss = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels[part], logits))
+                gradients = tape.gradient(loss, [v.value for v in classifier.trainable_variables])
+                total = [one + other for one, other in zip(total, gradients, strict=True)]
+            states[replica] = [v.numpy() for v in own]
+        optimizer.apply([one / len(labels) for one in total], classifier.trainable_variables)
+        for number, variable in enumerate(own):
+            if 'moving' in variable.path:
+                mean = np.mean([state[number] for state in states], axis=0)
+                for state in states:
+                    state[number] = mean
+    for variable, value in zip(own, states[0], strict=True):
+        variable.assign(value)
+    return classifier.get_weights()
 
 
-def test_evaluation_leaves_out_pictures_of_weight_0():
-    images, _, labels = batch(6)
-    weights = np.array([1, 1, 1, 1, 0, 0], np.float32)
-    model = AccumulatingModel(small_classifier(), micro_batch=2)
-    model.compile(keras.optimizers.SGD())
-    data = tf.data.Dataset.from_tensors((images, labels, weights))
-    found = model.evaluate(data, verbose=0, return_dict=True)
-    expected = tf.nn.sparse_softmax_cross_entropy_with_logits(labels[:4], model.classifier(images[:4].astype('f')))
-    np.testing.assert_allclose(found['loss'], np.mean(expected), rtol=1e-5)
+def test_one_big_batch_is_normalised_otherwise():
+    """What can't be equal: batch normalisation of 24 pictures at once, and of 6 at a time."""
+    classifier = functools.partial(small_classifier, batch_normalization=True)
+    one, other = (
+        train([24], replicas=1, micro_batch=size, optimizer=keras.optimizers.SGD, classifier=classifier)[0]
+        for size in (24, 6)
+    )
+    assert max(np.abs(a - b).max() for a, b in zip(one.get_weights(), other.get_weights(), strict=True)) > 1e-4
 
 
-def test_replicas_share_the_mean_of_their_moving_statistics_after_an_epoch():
-    """Each replica has seen other pictures; the mean is that of what they had before."""
-    before: list[list[np.ndarray]] = []
+def test_frozen_batch_normalization_is_left_alone():
+    def classifier():
+        made = small_classifier(batch_normalization=True)
+        made.layers[3].trainable = False
+        return made
 
-    class Record(keras.callbacks.Callback):
+    model, _ = train([8] * 2, replicas=2, micro_batch=2, optimizer=keras.optimizers.Adam, classifier=classifier)
+    assert isinstance(model.classifier.layers[3], layers.BatchNormalization)
+    for value, expected in zip(model.classifier.layers[3].get_weights(), (1, 0, 0, 1), strict=True):
+        np.testing.assert_array_equal(value, np.full(5, expected))
+
+
+@pytest.mark.parametrize('xla', [False, True])
+@pytest.mark.parametrize(('replicas', 'expected'), [(1, 0), (2, 2)])
+def test_an_update_has_one_all_reduce(replicas, expected, xla):
+    """One op of it in each replica's part of the graph, whatever the number of micro batches."""
+    strategy = devices.strategy('mirrored' if replicas == 2 else 'one')
+    with strategy.scope():
+        model = AccumulatingModel(small_classifier(batch_normalization=True, dropout=0.5), micro_batch=2, xla=xla)
+        model.compile(keras.optimizers.Adam())
+    parts = distributed(strategy, [batch(8), batch(8)])
+    graph = tf.function(lambda data: strategy.run(model.train_step, args=(data,))).get_concrete_function(parts).graph
+    functions = [graph, *(function.graph for function in graph._functions.values() if hasattr(function, 'graph'))]
+    names = [op.type for one in functions for op in one.get_operations()]
+    assert sum('CollectiveReduce' in name or 'AllReduce' in name for name in names) == expected
+    assert 'While' in ' '.join(names), 'the micro batches are a loop in the same graph'
+
+
+def distributed(strategy: tf.distribute.Strategy, parts: list):
+    """A batch whose parts are the replicas'."""
+    if strategy.num_replicas_in_sync == 1:
+        return tuple(tf.constant(column) for column in parts[0])
+    columns = [tuple(tf.constant(column) for column in part) for part in parts]
+    return strategy.experimental_distribute_values_from_function(lambda c: columns[c.replica_id_in_sync_group])
+
+
+@pytest.mark.parametrize('replicas', [1, 2])
+def test_xla_makes_the_same_updates(replicas):
+    """With batch normalisation and augmentation, in micro batches of two sizes; XLA draws dropout masks otherwise."""
+    sizes = [12, 11, 12]
+    strategy = devices.strategy('mirrored' if replicas == 2 else 'one')
+    found = []
+    for xla in (False, True):
+        with strategy.scope():
+            augmentation = augment.Augmentation(crop_probability=0.5, flip_probability=0.5)
+            model = AccumulatingModel(
+                small_classifier(batch_normalization=True),
+                micro_batch=4,
+                augmentation=augmentation,
+                xla=xla,
+            )
+            model.compile(keras.optimizers.Adam(0.01))
+        model.fit(batches(sizes), verbose=0, shuffle=False)
+        found.append(model.classifier.get_weights())
+    for got, expected in zip(*found, strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('replicas', [1, 2])
+def test_schedules_and_callbacks_count_updates(replicas):
+    """Three micro batches an update; the rate of Keras' own schedule falls after the second update."""
+    ends = []
+
+    class Count(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            before.append([parts(variable) for variable in moving_statistics(self.model)])
+            ends.append((batch, int(self.model.optimizer.iterations.numpy())))
 
+    with devices.strategy('mirrored' if replicas == 2 else 'one').scope():
+        model = AccumulatingModel(linear_classifier(), micro_batch=2)
+        schedule = keras.optimizers.schedules.PiecewiseConstantDecay([2], [1.0, 0.0])
+        model.compile(keras.optimizers.SGD(schedule))
+    weights = []
+    for number in range(5):
+        model.fit(batches([6 * replicas]), verbose=0, shuffle=False, callbacks=[Count()])
+        weights.append(model.classifier.get_weights()[0])
+        assert ends[-1] == (0, number + 1)
+    moved = [bool((one != other).any()) for one, other in zip(weights, weights[1:], strict=False)]
+    assert moved == [True, True, False, False]  # updates 2 and 3 at rate 1, 4 and 5 at rate 0
+
+
+@pytest.mark.parametrize('replicas', [1, 2])
+@pytest.mark.parametrize('sizes', [[12] * 3, [12, 11, 7]])
+def test_regularisation_counts_once_an_update(replicas, sizes):
+    def classifier():
+        image = keras.Input([SIDE, SIDE, 3])
+        dense = layers.Dense(
+            CLASSES,
+            kernel_regularizer=keras.regularizers.L2(0.3),
+            kernel_initializer=keras.initializers.GlorotUniform(1),
+        )
+        return keras.Model(image, dense(layers.Flatten()(layers.Rescaling(1 / 255)(image))))
+
+    model, _ = train(
+        sizes, replicas=replicas, micro_batch=4, optimizer=lambda: keras.optimizers.SGD(0.1), classifier=classifier
+    )
+    expected, optimizer = classifier(), keras.optimizers.SGD(0.1)
+    for images, _, labels in batches(sizes):
+        with tf.GradientTape() as tape:
+            logits = expected(tf.cast(images, tf.float32))
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)) + sum(expected.losses)
+        gradients = tape.gradient(loss, [variable.value for variable in expected.trainable_variables])
+        optimizer.apply(gradients, expected.trainable_variables)
+    for got, value in zip(model.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_allclose(got, value, atol=1e-6)
+
+
+def test_label_smoothing_is_that_of_keras():
+    labels, logits = np.array([0, 2, 1]), np.random.default_rng(0).normal(size=[3, CLASSES]).astype(np.float32)
+    for smoothing in (0, 0.1, 0.5):
+        loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=smoothing, reduction='none')
+        found = accumulate._losses(labels, tf.constant(logits), smoothing=smoothing)
+        np.testing.assert_allclose(found, loss(np.eye(CLASSES)[labels], logits), rtol=1e-5)
+
+
+@pytest.fixture
+def precision():
+    """Sets a precision for one test."""
+    yield keras.config.set_dtype_policy
+    keras.config.set_dtype_policy('float32')
+
+
+@pytest.mark.parametrize('replicas', [1, 2])
+@pytest.mark.parametrize(('name', 'tolerance'), [('mixed_bfloat16', 0.02), ('mixed_float16', 0.004)])
+def test_half_precision_trains_nearly_as_float32(precision, replicas, name, tolerance):
+    """By the first update's gradient, which plain SGD shows as it is."""
+    classifier = functools.partial(small_classifier, batch_normalization=True)
+
+    def change():
+        model, _ = train(
+            [24], replicas=replicas, micro_batch=6, optimizer=lambda: keras.optimizers.SGD(1.0), classifier=classifier
+        )
+        assert all(variable.dtype == 'float32' for variable in model.trainable_variables)
+        return [w - b for w, b in zip(model.get_weights(), classifier().get_weights(), strict=True)]
+
+    expected = change()
+    precision(name)
+    for got, value in zip(change(), expected, strict=True):
+        np.testing.assert_allclose(got, value, atol=tolerance * max(1, np.abs(value).max()))
+
+
+@pytest.mark.parametrize('spoilt', [0, 1])
+def test_an_overflow_on_one_replica_leaves_out_the_update_on_all(precision, monkeypatch, spoilt):
+    """Keras' loss scaling alone would look at the first replica only, and spoil all weights."""
+    precision('mixed_float16')
+    losses = accumulate._losses
+    monkeypatch.setattr(
+        accumulate,
+        '_losses',
+        lambda labels, logits, **o: losses(labels, logits, **o) * tf.where(labels == 2, np.inf, 1.0),
+    )
     strategy = devices.strategy('mirrored')
     with strategy.scope():
-        model = AccumulatingModel(small_classifier(batch_normalization=True, dropout=0.5), micro_batch=2)
-        model.compile(keras.optimizers.Adam())
-    data = batches([8] * 4).apply(tf.data.experimental.assert_cardinality(4))
-    model.fit(data, callbacks=[Record(), AverageBatchNormalization(strategy)], verbose=0, shuffle=False)
-    for variable, (first, second) in zip(moving_statistics(model), before[-1], strict=True):
-        assert np.abs(first - second).max() > 1e-4, 'replicas differed'
-        np.testing.assert_allclose(parts(variable), [(first + second) / 2] * 2, rtol=1e-6)
-
-
-def moving_statistics(model: keras.Model) -> list:
-    return [variable for variable in model.non_trainable_variables if '/moving_' in variable.path]
+        model = AccumulatingModel(small_classifier(), micro_batch=2)
+        model.compile(keras.optimizers.Adam(0.01))
+    before, scale = model.classifier.get_weights(), float(model.optimizer.dynamic_scale.numpy())
+    assert scale == 2**14
+    step = tf.function(lambda data: strategy.run(model.train_step, args=(data,)))
+    labels = [np.where(np.arange(4) == 3, 2 if replica == spoilt else 0, 1) for replica in range(2)]
+    step(distributed(strategy, [(*batch(4)[:2], one) for one in labels]))
+    assert float(model.optimizer.dynamic_scale.numpy()) == scale / 2
+    assert int(model.optimizer.iterations.numpy()) == 0
+    for variable, value in zip(model.classifier.weights, before, strict=True):
+        np.testing.assert_array_equal(parts(variable), [value, value])
+    step(distributed(strategy, [(*batch(4)[:2], np.zeros(4, np.int64))] * 2))
+    assert int(model.optimizer.iterations.numpy()) == 1
+    assert all(np.isfinite(parts(variable)).all() for variable in model.classifier.weights)
 
 
 def parts(variable) -> np.ndarray:

@@ -71,9 +71,9 @@ def test_two_machines_train_one_model_each_on_its_own_shards(shards, tmp_path):
     """Over two passes: the same weights on both to the bit, and a validation that is that of the finished model."""
     outputs = run_workers(tmp_path, f'--shards_dir={shards.folder}', '--epochs=2')
     assert outputs[1] == 'worker 1 of 2 is done; the first one predicts\n'
-    assert sorted(os.listdir(tmp_path)) == ['latest', 'run0', 'worker0.npz', 'worker1.npz'], 'only the first writes'
+    assert sorted(os.listdir(tmp_path)) == ['latest', 'run', 'worker0.npz', 'worker1.npz'], 'only the first writes'
 
-    finished = keras.models.load_model(tmp_path / 'run0' / 'model.keras', compile=False).get_weights()
+    finished = keras.models.load_model(tmp_path / 'run' / 'model.keras', compile=False).get_weights()
     files = shards.manifest.of_split('train')
     for worker in (0, 1):
         found = np.load(tmp_path / f'worker{worker}.npz')
@@ -88,10 +88,10 @@ def test_two_machines_train_one_model_each_on_its_own_shards(shards, tmp_path):
         trained = {product for product in found['seen'].tolist() if product <= 3 * 69 + 1}
         assert trained == own
 
-    with open(tmp_path / 'run0' / 'history.csv', newline='') as file:
+    with open(tmp_path / 'run' / 'history.csv', newline='') as file:
         rows = list(csv.DictReader(file))
     assert [int(row['step']) for row in rows] == [6, 9], '280 pictures in batches of 32'
-    store = str(tmp_path / 'run0' / 'logits' / 'val')
+    store = str(tmp_path / 'run' / 'logits' / 'val')
     found = logits.Rows.concatenate(
         [rows for file in logits.read_manifest(store).files for rows in logits.read_shard(store, file)]
     )
@@ -120,7 +120,7 @@ def run_workers_once(folder, *flags: str) -> list[tuple[int, str, str]]:
             config = json.dumps({'cluster': cluster, 'task': {'type': 'worker', 'index': index}})
             command = [sys.executable, '-m', 'tests.model.one_worker', str(folder / f'worker{index}'), *FLAGS, *flags]
             worker = subprocess.Popen(
-                [*command, '--strategy=multiworker', f'--run_dir={folder}/run{index}'],
+                [*command, '--strategy=multiworker', f'--run_dir={folder}/run'],
                 env={**os.environ, 'TF_CONFIG': config}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )  # fmt: skip
             running.enter_context(worker)

@@ -3,14 +3,8 @@
 import csv
 import json
 import os
-import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 
@@ -181,35 +175,3 @@ def test_bad_input_is_refused_before_a_run_is_made(shards_dir, tmp_path, flag, e
     with pytest.raises(error, match=message):
         train.main(arguments(shards_dir, tmp_path / 'bad', flag))
     assert not (tmp_path / 'bad' / 'run.json').exists()
-
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(shards_dir, tmp_path):
-    """Weights bit for bit: the stream, the schedule, the optimizer and dropout all go on where they were."""
-    flags = ('--epochs=3', '--decay_at=1.5', '--unfreeze=block4@0,all@1', '--predict=val')
-
-    def start(run_dir: Path) -> subprocess.Popen:
-        command = [sys.executable, '-m', 'model.train', *arguments(shards_dir, run_dir, *flags)[1:]]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-    with start(tmp_path / 'killed') as killed:
-        while not re.search('"epoch": [4-9]', _read(tmp_path / 'killed' / 'checkpoints' / 'checkpoint.json')):
-            assert killed.poll() is None, 'it ended before it could be killed'
-            time.sleep(0.05)
-        killed.send_signal(signal.SIGKILL)
-    assert not (tmp_path / 'killed' / 'model.keras').exists()
-    for run_dir in (tmp_path / 'killed', tmp_path / 'undisturbed'):
-        with start(run_dir) as process:
-            output, _ = process.communicate()
-        assert process.returncode == 0
-        assert ('going on from update' in output) == (run_dir.name == 'killed')
-    ended, expected = (
-        keras.models.load_model(tmp_path / name / 'model.keras', compile=False) for name in ('killed', 'undisturbed')
-    )
-    for got, value in zip(ended.get_weights(), expected.get_weights(), strict=True):
-        np.testing.assert_array_equal(got, value)
-    assert history(tmp_path / 'killed') == history(tmp_path / 'undisturbed')
-
-
-def _read(path: Path) -> str:
-    return path.read_text() if path.exists() else ''

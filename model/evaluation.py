@@ -1,0 +1,106 @@
+"""How good a classifier is on labelled pictures: loss, and accuracy by level of the hierarchy and by category."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from model.accumulate import AccumulatingModel
+from pipeline import tables
+from pipeline.categories import Categories
+
+CATEGORY_COLUMNS = ('label', 'category_id', 'level1', 'level2', 'level3', 'images', 'accuracy')
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was found.
+
+    Attributes:
+        loss: mean softmax cross entropy.
+        levels: share of pictures whose category is right as far as level 1, 2 and 3 of its names.
+        images: int64 [C], pictures of each category.
+        hits: int64 [C], how many of them were right.
+    """
+
+    loss: float
+    levels: tuple[float, ...]
+    images: np.ndarray
+    hits: np.ndarray
+
+    @property
+    def accuracy(self) -> float:
+        """Share of pictures whose category is right."""
+        return float(self.hits.sum() / self.images.sum())
+
+    def columns(self) -> dict[str, float]:
+        """The columns of history.csv that it gives."""
+        levels = {f'val_level{number}': share for number, share in enumerate(self.levels, start=1)}
+        return {'val_loss': self.loss, 'val_accuracy': self.accuracy, **levels}
+
+
+class Evaluator:
+    """Evaluates a model, over all replicas of the strategy that it was made under."""
+
+    def __init__(self, model: AccumulatingModel, strategy: tf.distribute.Strategy, label_map: Categories) -> None:
+        self.strategy = strategy
+        self.classes = len(label_map)
+        prefixes = tf.constant(_prefixes(label_map))
+
+        def sums_of(images: Any, labels: Any, weights: Any) -> Any:
+            """Sums over the batches of all replicas: loss, right at levels 1 to 3, images and hits by category."""
+            logits = model.logits(images)
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+            predicted = tf.argmax(logits, axis=1)
+            same = tf.gather(prefixes, predicted, axis=1) == tf.gather(prefixes, labels, axis=1)
+            right = weights * tf.cast(predicted == labels, tf.float32)
+            sums = tf.concat(
+                [
+                    [tf.reduce_sum(weights * losses)],
+                    tf.reduce_sum(weights * tf.cast(same, tf.float32), axis=1),
+                    tf.math.unsorted_segment_sum(weights, labels, self.classes),
+                    tf.math.unsorted_segment_sum(right, labels, self.classes),
+                ],
+                axis=0,
+            )
+            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, sums)
+
+        @tf.function(autograph=False)
+        def step(batch: Any) -> Any:
+            return strategy.run(sums_of, args=batch)
+
+        self._step = step
+
+    def evaluate(self, batches: Any, *, go_on: Callable[[], bool] = lambda: True) -> Evaluation | None:
+        """Goes through distributed batches of pipeline.dataset.evaluation; None if `go_on` said no between two."""
+        sums = np.zeros(4 + 2 * self.classes)
+        for batch in batches:
+            if not go_on():
+                return None
+            sums += self.strategy.experimental_local_results(self._step(batch))[0].numpy()
+        images, hits = np.rint(sums[4:]).astype(np.int64).reshape(2, self.classes)
+        loss, *levels = sums[:4] / images.sum()
+        return Evaluation(float(loss), tuple(float(level) for level in levels), images, hits)
+
+
+def write_by_category(evaluation: Evaluation, label_map: Categories, path: str) -> None:
+    """Writes the accuracy of every category; empty for one without pictures."""
+    rows = []
+    counts = zip(evaluation.images.tolist(), evaluation.hits.tolist(), strict=True)
+    for label, (images, hits) in enumerate(counts):
+        share = round(hits / images, 4) if images else ''
+        rows.append((label, int(label_map.ids[label]), *label_map.names[label], images, share))
+    tables.write(path, CATEGORY_COLUMNS, rows)
+
+
+def _prefixes(label_map: Categories) -> np.ndarray:
+    """int64 [3, C]: categories whose names are the same as far as level k have one number in row k - 1."""
+    rows = []
+    for depth in (1, 2, 3):
+        numbers: dict[tuple[str, ...], int] = {}
+        rows.append([numbers.setdefault(names[:depth], len(numbers)) for names in label_map.names])
+    return np.array(rows, np.int64)

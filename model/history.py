@@ -1,0 +1,70 @@
+"""history.csv: how training went, for the paper's Figure 3. A row for every 20,000 pictures or so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import storage, tables
+
+NAME = 'history.csv'
+COLUMNS = (
+    'step', 'images', 'passes', 'epoch', 'stage', 'learning_rate', 'loss', 'accuracy', 'images_per_second',
+    'val_loss', 'val_accuracy', 'val_level1', 'val_level2', 'val_level3',
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Window:
+    """What was seen since the last row.
+
+    Attributes:
+        images: how many pictures.
+        loss: sum over them.
+        hits: how many of them were right.
+        seconds: time taken.
+    """
+
+    images: int = 0
+    loss: float = 0
+    hits: float = 0
+    seconds: float = 0
+
+    def plus(self, *, images: int, loss: float, accuracy: float, seconds: float) -> Window:
+        """With another effective batch, of mean `loss` and `accuracy`."""
+        return Window(
+            self.images + images,
+            self.loss + images * loss,
+            self.hits + images * accuracy,
+            self.seconds + seconds,
+        )
+
+    def means(self) -> dict[str, float]:
+        """The columns that it gives."""
+        return {
+            'loss': self.loss / self.images,
+            'accuracy': self.hits / self.images,
+            'images_per_second': self.images / self.seconds,
+        }
+
+
+class History:
+    """The file; rows are added at its end."""
+
+    def __init__(self, run_dir: str, *, step: int) -> None:
+        """Opens it for a run that goes on from an update: rows of later ones, and one cut off, are dropped."""
+        self.path = storage.join(run_dir, NAME)
+        kept: list[list[str]] = []
+        if storage.exists(self.path):
+            with open(self.path, encoding='utf-8', newline='') as file:
+                whole = [line.rstrip('\n').split(',') for line in file if line.endswith('\n')]
+            kept = [row for row in whole[1:] if len(row) == len(COLUMNS) and int(row[0]) <= step]
+        tables.write(self.path, COLUMNS, kept)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Adds a row; columns that it lacks stay empty."""
+        cells = [row.get(name, '') for name in COLUMNS]
+        text = ','.join(str(round(cell, 6)) if isinstance(cell, float) else str(cell) for cell in cells)
+        with open(self.path, 'a', encoding='utf-8', newline='') as file:
+            file.write(text + '\n')

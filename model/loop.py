@@ -1,0 +1,309 @@
+"""The training loop: updates, validation after every artificial epoch, checkpoints, and going on from them.
+
+Not Keras' fit: a run must leave and go on between any two updates, and fit knows only epochs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from model import checkpoint, devices, runs
+from model.accumulate import AccumulatingModel
+from model.board import Board
+from model.checkpoint import State
+from model.evaluation import Evaluation, Evaluator
+from model.history import History, Window
+from model.stages import Schedule, Segment
+from pipeline import program, storage
+from pipeline.errors import InputError, one_line
+
+TIMED_UPDATES = 20  # after so many the time left is told
+# What TensorFlow raises when another machine has gone.
+LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a loop keeps its run.
+
+    Attributes:
+        run_dir: the run's folder.
+        settings: what makes the run what it is; checkpoints carry them.
+        batch_images: pictures of an effective batch, over all replicas.
+        history_steps: updates in a row of history.csv.
+        save_seconds: time after which it saves a checkpoint within an artificial epoch.
+        show_graph: whether TensorBoard gets the graph.
+    """
+
+    run_dir: str
+    settings: dict[str, Any]
+    batch_images: int
+    history_steps: int
+    save_seconds: float
+    show_graph: bool
+
+
+class Loop:
+    """Trains a model by a schedule, from wherever its run is."""
+
+    def __init__(
+        self,
+        model: AccumulatingModel,
+        schedule: Schedule,
+        *,
+        strategy: tf.distribute.Strategy,
+        evaluator: Evaluator,
+        begin_stage: Callable[[int], None],
+        options: Options,
+    ) -> None:
+        """Makes a loop at the run's beginning; resume() moves it on.
+
+        Args:
+            model: what is trained, made under the strategy.
+            schedule: until when, in which stages, at which learning rates.
+            strategy: the devices.
+            evaluator: for the validation pictures.
+            begin_stage: frees the layers of a stage and compiles the model with a fresh optimizer.
+            options: how the run is kept.
+        """
+        self.model = model
+        self.schedule = schedule
+        self.strategy = strategy
+        self.evaluator = evaluator
+        self.begin_stage = begin_stage
+        self.options = options
+        self.is_chief = devices.place(strategy)[0] == 0
+        self.folder = storage.join(options.run_dir, 'checkpoints')
+        self.state = State(settings=options.settings)
+        self._signal = 0  # the one that asked to end; 0: none
+        self._saved = time.monotonic()
+        self._times: list[float] = []  # when each update of this process ended
+
+    def resume(self, found: checkpoint.Checkpoint) -> None:
+        """Goes to where a checkpoint was saved."""
+        self._begin(found.state.stage)
+        checkpoint.restore(self.model, found)
+        self.state = found.state
+
+    def run(self, stream: Iterator[Any], validation: Any) -> bool:
+        """Trains to the end of the schedule, or until it is asked to end, and saves then.
+
+        Args:
+            stream: distributed training batches, from the state's update on.
+            validation: distributed batches to evaluate on; None if there are no such pictures.
+
+        Returns:
+            Whether the schedule is at its end.
+
+        Raises:
+            InputError: the loss is no longer finite, a device has too little memory, or another machine has gone.
+        """
+        if self.is_chief:
+            self._history = History(self.options.run_dir, step=self.state.step)
+            self._board = Board(storage.join(self.options.run_dir, 'tensorboard'))
+        images = self.options.batch_images
+        bar = program.progress(
+            total=self.schedule.total_steps * images,
+            initial=self.state.step * images,
+            label='train',
+            unit=' images',
+            disable=not self.is_chief,
+        )
+        with bar as self._bar, self._errors_of_one_line():
+            return self._run(stream, validation)
+
+    def _run(self, stream: Iterator[Any], validation: Any) -> bool:
+        for segment in self.schedule.segments()[self.state.epoch :]:
+            if self.state.stage != segment.stage:
+                self._begin(segment.stage)
+            if not self._train_until(segment, stream) or not self._validate(segment, validation):
+                self._save()
+                return False
+            self._save()
+        return True
+
+    def _begin(self, stage: int) -> None:
+        self.begin_stage(stage)
+        self._move(stage=stage)
+
+        @tf.function(autograph=False)  # one for each stage: other layers learn
+        def update(batch: Any, leave: Any) -> Any:
+            return self.strategy.run(self.model.train_step, args=(batch, leave))
+
+        self._update = update
+
+    def _train_until(self, segment: Segment, stream: Iterator[Any]) -> bool:
+        """Takes the segment's updates that are left; False if it was asked to end."""
+        while self.state.step < segment.end:
+            started = time.monotonic()
+            found = self._step(stream)
+            window = self.state.window.plus(
+                images=self.options.batch_images,
+                loss=found['loss'],
+                accuracy=found['accuracy'],
+                seconds=time.monotonic() - started,
+            )
+            self._move(step=self.state.step + 1, window=window)
+            self._show(window)
+            done = self.state.step - segment.start
+            if done % self.options.history_steps == 0 and self.state.step < segment.end:
+                self._add_row()
+            if found['leaving']:
+                return False
+            if time.monotonic() - self._saved > self.options.save_seconds:
+                self._save()
+        return True
+
+    def _step(self, stream: Iterator[Any]) -> dict[str, float]:
+        """One update; what it found."""
+        step = self.state.step
+        self.model.optimizer.learning_rate = self.schedule.learning_rate_at(step)
+        batch = next(stream)
+        if self.is_chief and step == 0:
+            self._show_pictures(batch)
+        leave = tf.constant(float(self._signal != 0))
+        found = {
+            name: float(self.strategy.experimental_local_results(value)[0])
+            for name, value in self._update(batch, leave).items()
+        }
+        if self.is_chief and step == 0 and self.options.show_graph:
+            self._board.graph(self._update.get_concrete_function(batch, leave).graph)
+        # Where the loss is scaled (mixed_float16), Keras leaves out an update whose gradients aren't finite.
+        scaled = hasattr(self.model.optimizer, 'inner_optimizer')
+        if not math.isfinite(found['loss']) or not (scaled or math.isfinite(found['gradient_norm'])):
+            images = self.options.batch_images
+            raise InputError(
+                f'update {step + 1:,} (pictures {step * images:,} to {(step + 1) * images - 1:,} of the run): the loss '
+                f'is {found["loss"]:g}, the length of its gradient {found["gradient_norm"]:g}; the last good '
+                f'checkpoint is {checkpoint.last_path(self.folder) or "none"}; begin another --run_dir with a smaller '
+                '--learning_rate'
+            )
+        return found
+
+    def _validate(self, segment: Segment, validation: Any) -> bool:
+        """Ends an artificial epoch: its last row, and the best model; False if it was asked to end meanwhile."""
+        found: Evaluation | None = None
+        if validation is not None:
+            found = self.evaluator.evaluate(validation, go_on=self.go_on)
+            if found is None:
+                return False
+        self._add_row(**found.columns() if found else {})
+        best = self.state.best_accuracy
+        if found and found.accuracy > best:
+            best = found.accuracy
+            if self.is_chief:
+                runs.save_model(self.model.classifier, self.options.run_dir, name=runs.BEST_NAME)
+        self._move(epoch=self.state.epoch + 1, best_accuracy=best)
+        if self.is_chief:
+            told = f', validation accuracy {found.accuracy:.4f}, the best {best:.4f}' if found else ''
+            self._bar.write(f'artificial epoch {self.state.epoch}: update {segment.end:,}{told}')
+        return True
+
+    def go_on(self) -> bool:
+        """Whether nobody asked to end; several machines end together, after an update, so one alone goes on."""
+        return not self._signal or devices.place(self.strategy)[1] > 1
+
+    def _add_row(self, **more: float) -> None:
+        """Closes the window: a row of history.csv, and points of TensorBoard's curves."""
+        step = self.state.step
+        values = {
+            'learning_rate': self.schedule.learning_rate_at(step - 1),
+            **self.state.window.means(),
+            **more,
+        }
+        self._move(window=Window())
+        if not self.is_chief:
+            return
+        place = {
+            'step': step,
+            'images': step * self.options.batch_images,
+            'passes': step / self.schedule.steps_per_pass,
+            'epoch': self.state.epoch + 1,
+            'stage': self.state.stage,
+        }
+        self._history.add({**place, **values})
+        self._board.scalars(step, values)
+
+    def _show(self, window: Window) -> None:
+        """Moves the progress bar, and tells the time left once the first updates have been timed."""
+        if not self.is_chief:
+            return
+        means = window.means()
+        rate = self.schedule.learning_rate_at(self.state.step - 1)
+        self._bar.set_postfix_str(
+            f'lr {rate:.3g}, loss {means["loss"]:.3f}, accuracy {means["accuracy"]:.3f}', refresh=False
+        )
+        self._bar.update(self.options.batch_images)
+        self._times.append(time.monotonic())
+        if len(self._times) == TIMED_UPDATES + 1:  # the first one compiles and isn't counted
+            seconds = (self._times[-1] - self._times[0]) / TIMED_UPDATES
+            left = datetime.timedelta(seconds=round(seconds * (self.schedule.total_steps - self.state.step)))
+            self._bar.write(
+                f'{self.options.batch_images / seconds:,.0f} images/s in {TIMED_UPDATES} updates: the training ends in '
+                f'about {left}, not counting validation'
+            )
+
+    def _show_pictures(self, batch: Any) -> None:
+        images, draws, _ = (self.strategy.experimental_local_results(column)[0] for column in batch)
+        model = self.model
+        self._board.pictures(0, images, draws, augmentation=model.augmentation, size=model.image_size)
+
+    def _save(self) -> None:
+        if self.is_chief:
+            checkpoint.save(self.model, self.state, self.folder)
+        self._saved = time.monotonic()
+
+    def _move(self, **changes: Any) -> None:
+        self.state = dataclasses.replace(self.state, **changes)
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Has SIGTERM and Ctrl-C ask to end; a second one is not waited for.
+
+        Raises:
+            KeyboardInterrupt: at the end, after Ctrl-C.
+        """
+
+        def ask(number: int, frame: Any) -> None:
+            if self._signal:
+                raise KeyboardInterrupt
+            self._signal = number
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self._signal:
+            print(f'ended as asked; the same command goes on from {checkpoint.last_path(self.folder)}')
+        if self._signal == signal.SIGINT:
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def _errors_of_one_line(self) -> Iterator[None]:
+        """Says what TensorFlow means where memory or another machine is gone."""
+        try:
+            yield
+        except tf.errors.ResourceExhaustedError as error:
+            raise InputError(
+                f'update {self.state.step + 1:,}: a device has too little memory ({one_line(error.message)[:200]}); '
+                'give a smaller --micro_batch and as much larger an --accumulate'
+            ) from None
+        except LOST as error:
+            if devices.place(self.strategy)[1] == 1:
+                raise
+            raise InputError(
+                f'update {self.state.step + 1:,}: another machine has gone ({one_line(error.message)[:200]}); give the '
+                'same command on all machines to go on from the last checkpoint'
+            ) from None

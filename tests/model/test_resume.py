@@ -1,0 +1,162 @@
+"""A run that is stopped goes on, and ends as if nothing had been: weights bit for bit, and the same history."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from model import checkpoint, runs, train
+from pipeline import dataset
+from pipeline.errors import InputError
+from tests import shards as small
+
+# 24 updates: stage head ends at 8, artificial epochs at 3, 6, 8, 11, 14, 17, 20, 23, 24.
+FLAGS = (
+    '--backbone=xception_small', '--width=0.01', '--weights=none', '--image_size=32', '--micro_batch=4',
+    '--accumulate=2', '--epoch_images=24', '--val_images=20', '--history_images=16', '--dropout=0.2', '--epochs=2',
+    '--flip_probability=0.5', '--unfreeze=block4@0,all@0.67', '--decay_at=1.1', '--predict=',
+)  # fmt: skip
+MIRRORED = ('--strategy=mirrored', '--micro_batch=2')
+
+
+@pytest.fixture(scope='module')
+def shards(tmp_path_factory) -> dataset.Shards:
+    """48 products of 96 pictures to train with, 12 of 24 to validate."""
+    return small.write(tmp_path_factory.mktemp('shards'), train=48, val=12, shards=2)
+
+
+@pytest.fixture(scope='module')
+def undisturbed(shards, tmp_path_factory) -> Path:
+    """Runs that nothing stopped: one/ on one device, two/ on two."""
+    folder = tmp_path_factory.mktemp('undisturbed')
+    for name, more in (('one', ()), ('two', MIRRORED)):
+        train.main(arguments(shards, folder / name, *more))
+    return folder
+
+
+def arguments(shards: dataset.Shards, run_dir: Path, *more: str) -> list[str]:
+    return ['train', f'--shards_dir={shards.folder}', f'--run_dir={run_dir}', *FLAGS, *more]
+
+
+def stopped(name: str, moment: str, args: list[str]) -> subprocess.CompletedProcess[str]:
+    """Runs training in a process of its own, which sends itself a signal at a moment."""
+    command = [sys.executable, '-m', 'tests.model.stopped_run', name, moment, *args[1:]]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def state(run_dir: Path) -> checkpoint.State:
+    """How far its last checkpoint is."""
+    found = checkpoint.read(str(run_dir / 'checkpoints'))
+    assert found
+    return found.state
+
+
+def history(run_dir: Path) -> list[dict[str, str]]:
+    """Its rows, without the speed."""
+    with open(run_dir / 'history.csv', newline='') as file:
+        return [
+            {name: cell for name, cell in row.items() if name != 'images_per_second'} for row in csv.DictReader(file)
+        ]
+
+
+def assert_same_end(run_dir: Path, expected: Path) -> None:
+    for name in ('model.keras', 'best.keras'):
+        ended, undisturbed = (keras.models.load_model(folder / name, compile=False) for folder in (run_dir, expected))
+        for got, value in zip(ended.get_weights(), undisturbed.get_weights(), strict=True):
+            np.testing.assert_array_equal(got, value)
+    assert history(run_dir) == history(expected)
+    assert (run_dir / 'accuracy_by_category.csv').read_bytes() == (expected / 'accuracy_by_category.csv').read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('devices', 'more', 'kills'),
+    [
+        # The moment, and the update that the next start goes on from. From 0 to update 5; from 3 to 9, past the change
+        # of stage at 8; from 8 to the middle of saving at 17; from 14 to 16.
+        ('one', (), [('update 5', 3), ('update 6', 8), ('save 2', 14), ('update 2', 14)]),
+        ('two', MIRRORED, [('update 5', 3), ('update 6', 8)]),
+    ],
+)
+def test_a_run_that_was_killed_ends_as_if_nothing_had_been(shards, undisturbed, tmp_path, devices, more, kills):
+    """kill -9 past an artificial epoch, past a change of stage, and while a checkpoint is written."""
+    args = arguments(shards, tmp_path / 'run', *more)
+    for moment, step in kills:
+        done = stopped('KILL', moment, args)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert state(tmp_path / 'run').step == step
+        assert not runs.is_finished(str(tmp_path / 'run'))
+    train.main(args)
+    assert_same_end(tmp_path / 'run', undisturbed / devices)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('devices', 'more', 'moments'),
+    [
+        # In the middle of an artificial epoch and of a row of history.csv; during a validation; in the last evaluation.
+        ('one', (), [('update 4', 5), ('validation 2', 6), ('validation 46', 24)]),
+        ('two', MIRRORED, [('update 4', 5)]),
+    ],
+)
+def test_sigterm_saves_within_an_update_and_exits_0(shards, undisturbed, tmp_path, devices, more, moments):
+    args = arguments(shards, tmp_path / 'run', *more)
+    for moment, step in moments:
+        done = stopped('TERM', moment, args)
+        assert done.returncode == 0, done.stderr
+        path = str(tmp_path / 'run' / 'checkpoints' / f'step-{step:09d}.npz')
+        assert done.stdout.endswith(f'ended as asked; the same command goes on from {path}\n')
+        assert checkpoint.last_path(str(tmp_path / 'run' / 'checkpoints')) == path
+        assert not runs.is_finished(str(tmp_path / 'run'))
+    train.main(args)
+    assert_same_end(tmp_path / 'run', undisturbed / devices)
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_exits_as_interrupted(shards, tmp_path):
+    done = stopped('INT', 'update 1', arguments(shards, tmp_path / 'run'))
+    assert done.returncode == 130
+    assert done.stderr.endswith('error: interrupted\n')
+    assert state(tmp_path / 'run').step == 2
+
+
+def test_checkpoints_within_an_artificial_epoch_change_nothing(shards, undisturbed, tmp_path):
+    """Saved after every update."""
+    train.main(arguments(shards, tmp_path / 'run', '--save_minutes=0'))
+    assert_same_end(tmp_path / 'run', undisturbed / 'one')
+    assert sorted(os.listdir(tmp_path / 'run' / 'checkpoints')) == ['step-000000023.npz', 'step-000000024.npz']
+
+
+def test_a_checkpoint_has_the_seed_and_the_flags(shards, undisturbed):
+    found = state(undisturbed / 'one')
+    assert (found.step, found.epoch, found.stage) == (24, 9, 1)
+    assert found.settings == runs.read_settings(str(undisturbed / 'one'))
+    assert (found.settings['seed'], found.settings['decay_at']) == (0, ['1.1'])
+
+
+@pytest.mark.parametrize(
+    ('flag', 'named'),
+    [
+        ('--seed=1', 'seed=0, now it is 1'),
+        ('--micro_batch=8', 'micro_batch=4, now it is 8'),
+        ('--learning_rate=0.1', r'learning_rate=0.005, now it is 0.1'),
+        ('--unfreeze=all@0', r'unfreeze=block4@0,all@0.67, now it is all@0'),
+        ('--precision=mixed_bfloat16', 'precision=float32, now it is mixed_bfloat16'),
+        ('--strategy=mirrored', 'replicas=1, now it is 2'),
+    ],
+)
+def test_a_flag_that_would_make_another_run_is_refused_by_name(shards, undisturbed, flag, named):
+    with pytest.raises(InputError, match=f'began with {named}; give the same flags to go on, or another --run_dir'):
+        train.main(arguments(shards, undisturbed / 'one', flag))
+    keras.config.set_dtype_policy('float32')
+
+
+def test_flags_that_change_no_result_may_change(shards, undisturbed, capsys):
+    train.main(arguments(shards, undisturbed / 'one', '--save_minutes=1', '--xla=off', '--tensorboard_graph'))
+    assert 'training is finished already' in capsys.readouterr().out
