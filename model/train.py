@@ -20,7 +20,7 @@ import tensorflow as tf
 from absl import flags
 
 from model import backbone as backbones
-from model import checkpoint, classifier, devices, evaluation, inference, loop, runs, stages
+from model import checkpoint, classifier, devices, evaluation, inference, loop, memory, runs, stages
 from model.accumulate import AccumulatingModel, part_dropout
 from model.backbone import Backbone
 from model.evaluation import Evaluator
@@ -256,7 +256,7 @@ def _train(shards: Shards, backbone: Backbone, schedule: Schedule, strategy: tf.
             show_graph=TENSORBOARD_GRAPH.value,
         ),
     )
-    _print_plan(shards, schedule, model, replicas=replicas)
+    _print_plan(shards, backbone, schedule, model, strategy)
     found = checkpoint.read(training.folder)
     if found:
         training.resume(found)
@@ -308,10 +308,29 @@ def _begin_stage(model: AccumulatingModel, backbone: Backbone, schedule: Schedul
     model.compile(keras.optimizers.Adam(schedule.learning_rate))
 
 
-def _print_plan(shards: Shards, schedule: Schedule, model: AccumulatingModel, *, replicas: int) -> None:
+def _print_plan(
+    shards: Shards, backbone: Backbone, schedule: Schedule, model: AccumulatingModel, strategy: tf.distribute.Strategy
+) -> None:
+    """Says what will be done and what it takes; refuses micro batches that can't fit."""
+    replicas = strategy.num_replicas_in_sync
     images, batch = shards.manifest.images('train'), _effective_batch(replicas)
+    device_bytes = memory.of_device(strategy)
+    needs = []
+    for stage in schedule.stages:
+        stages.set_trainable(model.classifier, stage.first_block, backbone.blocks)
+        needs.append(
+            memory.needed(
+                model.classifier, micro_batch=MICRO_BATCH.value, accumulate=ACCUMULATE.value, replicas=replicas
+            )
+        )
+    most = max(needs, key=lambda need: need.total)
+    memory.check(most, device_bytes, micro_batch=MICRO_BATCH.value, accumulate=ACCUMULATE.value)
     print(f'{BACKBONE.value}: {model.classifier.count_params():,} parameters, {len(shards.label_map):,} categories')
-    print(f'{images:,} pictures a pass, {batch:,} an update on {replicas} device(s), {schedule.total_steps:,} updates')
+    print(
+        f'{images:,} pictures a pass, {batch:,} an update ({ACCUMULATE.value} micro batches of {MICRO_BATCH.value} on '
+        f'each of {replicas} device(s)), {schedule.total_steps:,} updates'
+    )
+    print(memory.describe(most, device_bytes))
 
 
 if __name__ == '__main__':
