@@ -13,35 +13,6 @@ def small(width: float = 0.05) -> Backbone:
     return backbone.build('xception_small', image_size=32, width=width)
 
 
-def test_an_unknown_backbone_lists_the_known_ones():
-    with pytest.raises(InputError, match='--backbone=vgg: no such backbone; known are xception, xception_small'):
-        backbone.build('vgg', image_size=180, width=1)
-
-
-@pytest.mark.parametrize(
-    ('filters', 'width', 'expected'), [(32, 1, 32), (728, 0.25, 184), (728, 2, 1456), (32, 0.01, 8), (100, 0.25, 24)]
-)
-def test_filters_are_scaled_to_multiples_of_8(filters, width, expected):
-    assert backbone.scaled(filters, width) == expected
-
-
-def test_xception_computes_what_kerass_does_with_the_same_weights():
-    reference = keras.applications.Xception(weights=None, include_top=False, pooling='avg', input_shape=(71, 71, 3))
-    ours = backbone.build('xception', image_size=71, width=1).model
-    assert ours.count_params() == reference.count_params() == 20_861_480
-    ours.set_weights(reference.get_weights())
-    images = np.random.default_rng(0).uniform(0, 255, [2, 71, 71, 3]).astype('f')
-    expected = reference(keras.applications.xception.preprocess_input(images.copy())).numpy()
-    np.testing.assert_allclose(ours(images).numpy(), expected, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize('name', backbone.names())
-def test_every_layer_with_weights_belongs_to_a_block(name):
-    network = backbone.build(name, image_size=71, width=0.1)
-    for layer in network.model.layers:
-        assert not layer.weights or layer.name.split('_')[0] in network.blocks, layer.name
-
-
 def test_logits_are_float32_in_half_precision():
     keras.config.set_dtype_policy('mixed_bfloat16')
     try:
