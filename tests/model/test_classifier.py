@@ -1,4 +1,4 @@
-"""Backbones and the weights they start from."""
+"""The classifier, and the weights it starts from; files of weights are in test_weights.py."""
 
 import keras
 import numpy as np
@@ -23,41 +23,26 @@ def test_logits_are_float32_in_half_precision():
     assert model(np.zeros([1, 32, 32, 3])).dtype == 'float32'
 
 
-def test_weights_of_a_run_fill_all_layers_but_a_head_of_other_categories(tmp_path):
-    source, network = classifier.build(small(), classes=3, dropout=0), small()
-    source.save(tmp_path / 'model.keras')
-    target = classifier.build(network, classes=4, dropout=0.2)
-    said = classifier.load_weights(target, network, str(tmp_path / 'model.keras'))
-    layers = sum(bool(layer.weights) for layer in network.model.layers)
-    assert said == f'weights: {tmp_path / "model.keras"} filled {layers} layers'
-    for got, expected in zip(target.get_weights()[:-2], source.get_weights()[:-2], strict=True):
-        np.testing.assert_array_equal(got, expected)
-
-
-def test_a_weights_file_of_the_backbone_is_read(tmp_path):
-    source, network = small().model, small()
-    source.save_weights(tmp_path / 'b.weights.h5')
-    target = classifier.build(network, classes=4, dropout=0)
-    classifier.load_weights(target, network, str(tmp_path / 'b.weights.h5'))
-    np.testing.assert_array_equal(network.model.get_weights()[0], source.get_weights()[0])
-
-
-def test_weights_that_fit_nothing_are_refused(tmp_path):
+def test_random_weights_stay_as_they_are():
     network = small()
     model = classifier.build(network, classes=4, dropout=0)
-    image = keras.Input([32, 32, 3])
-    keras.Model(image, keras.layers.Conv2D(2, 3, name='other')(image)).save(tmp_path / 'other.keras')
-    small(width=0.2).model.save_weights(tmp_path / 'wide.weights.h5')
-    (tmp_path / 'text.keras').write_text('no model')
-    for weights, message in [
+    before = model.get_weights()
+    assert classifier.load_weights(model, network, 'none') == 'weights: random'
+    for one, other in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ('weights', 'message'),
+    [
         ('nowhere.keras', '--weights=nowhere.keras: no such file; the other choices are imagenet and none'),
-        (str(tmp_path / 'other.keras'), 'nothing in it fits --backbone and --width'),
-        (str(tmp_path / 'wide.weights.h5'), "can't be used"),
-        (str(tmp_path / 'text.keras'), "can't be used"),
         ('imagenet', 'there are none for this backbone and width; give a file with --weights=PATH, or train .*none'),
-    ]:
-        with pytest.raises(InputError, match=message):
-            classifier.load_weights(model, network, weights)
+    ],
+)
+def test_weights_that_are_not_there_are_refused(weights, message):
+    network = small()
+    with pytest.raises(InputError, match=message):
+        classifier.load_weights(network.model, network, weights)
 
 
 def test_a_failed_download_names_the_other_choices():
@@ -76,8 +61,8 @@ def test_a_failed_download_names_the_other_choices():
 def test_imagenet_weights_fill_the_backbone_in_order():
     network = small()
     values = [np.full_like(value, 0.5) for value in network.model.get_weights()]
-    model = classifier.build(Backbone(network.model, network.blocks, lambda: values), classes=4, dropout=0)
-    assert (
-        classifier.load_weights(model, Backbone(network.model, (), lambda: values), 'imagenet') == 'weights: ImageNet'
-    )
-    np.testing.assert_array_equal(model.get_weights()[0], values[0])
+    model = classifier.build(network, classes=4, dropout=0)
+    said = classifier.load_weights(model, Backbone(network.model, network.blocks, lambda: values), 'imagenet')
+    assert said == 'weights: ImageNet filled 44 of 45 layers, the dense layer is new'
+    for got, expected in zip(model.get_weights()[:-2], values, strict=True):
+        np.testing.assert_array_equal(got, expected)
