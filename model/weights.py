@@ -120,7 +120,7 @@ def _read_new(file: h5py.File) -> dict[Place, SavedLayer]:
     file.visititems(visit)
     largest = max(models.values(), key=len, default={})
     return {
-        place: SavedLayer(str(group.attrs.get('name', place)), _arrays(group, sorted(group, key=int)))
+        place: SavedLayer(str(group.attrs.get('name', group.name)), _arrays(group, sorted(group, key=int)))
         for place, group in largest.items()
     }
 

@@ -128,6 +128,18 @@ def test_names_of_layers_longer_than_an_attribute_holds_are_read(tmp_path):
     assert_equal_weights(target.get_weights(), source.get_weights())
 
 
+def test_files_without_the_names_of_layers_are_read(tmp_path):
+    """As the first versions of Keras 3 wrote them."""
+    source = classifier.build(small(), classes=4, dropout=0)
+    path = save(source, tmp_path / 'a.weights.h5')
+    with h5py.File(path, 'a') as file:
+        for layer in file['layers'].values():
+            del layer['vars'].attrs['name']
+    said, target = load(path)
+    assert 'filled 45 of 45' in said
+    assert_equal_weights(target.get_weights(), source.get_weights())
+
+
 def test_a_keras_file_of_another_depth_fills_the_layers_of_the_same_name_and_shapes(tmp_path):
     source = backbone.build('xception', image_size=32, width=0.05).model
     said, target = load(save(source, tmp_path / 'deep.keras'))
