@@ -47,10 +47,13 @@ SHUFFLE_IMAGES = flags.DEFINE_integer(
 BACKBONE = flags.DEFINE_string(
     'backbone', 'xception', f'The network: {", ".join(backbones.names())}.', flag_values=FLAGS
 )
-WIDTH = flags.DEFINE_float('width', 1, "Times the backbone's published filters.", lower_bound=0.01, flag_values=FLAGS)
-WEIGHTS = flags.DEFINE_string(
-    'weights', 'imagenet', 'What it starts from: imagenet (downloaded), none (random) or a .keras or .h5 file.',
+WIDTH = flags.DEFINE_float(
+    'width', 1, 'Times the published filters; other than 1 only xception and xception_small.', lower_bound=0.01,
     flag_values=FLAGS,
+)  # fmt: skip
+WEIGHTS = flags.DEFINE_string(
+    'weights', 'imagenet', 'What it starts from: imagenet (downloaded), none (random), or a .keras, .weights.h5 or .h5 '
+    'file of this network, with or without its dense layer.', flag_values=FLAGS,
 )  # fmt: skip
 IMAGE_SIZE = flags.DEFINE_integer('image_size', 180, 'Pixels a side.', lower_bound=32, flag_values=FLAGS)
 DROPOUT = flags.DEFINE_float(
