@@ -133,7 +133,7 @@ def check(memory: Memory, device_bytes: int | None, *, micro_batch: int, accumul
         device_bytes: what of_device() says; None is taken to be enough.
         micro_batch: pictures that a replica takes at a time.
         accumulate: micro batches that a replica takes for an update.
-        xla: whether XLA compiles a micro batch. It can leave out what it may compute again (normalisation, ReLU, casts),
+        xla: whether XLA compiles a micro batch. It may leave out what it can compute again (ReLU, casts and so on),
             so only half of the activations are taken for certain.
 
     Raises:
