@@ -38,7 +38,7 @@ test-flink: .venv/installed
 test-latest: .venv-latest/installed
 	$(LATEST)/python -m pytest -m "not slow"
 
-# Twenty-five minutes, 15 GB of disk; nothing else should run meanwhile.
+# Thirty-five minutes, 15 GB of disk; nothing else should run meanwhile.
 bench: .venv/installed .venv-peers/installed
 	$(BIN)/python -m tools.bench convert feed train --json=bench.json
 

@@ -71,9 +71,11 @@ def save(model: keras.Model, state: State, folder: str) -> str:
     described = np.frombuffer(json.dumps(dataclasses.asdict(state)).encode(), np.uint8)
     with storage.atomic_writer(path) as file:
         np.savez(file, state=described, **arrays)
-    for name in storage.list_names(folder):
-        if name not in _names(folder)[-KEPT:]:
-            storage.remove(storage.join(folder, name))
+    names = _names(folder)
+    done = [name for name in names if storage.join(folder, name) <= path]  # later ones are damaged, or left behind
+    left_over = [name for name in storage.list_names(folder) if storage.is_temporary(name)]
+    for name in {*names, *left_over} - set(done[-KEPT:]):
+        storage.remove(storage.join(folder, name))
     return path
 
 
@@ -83,7 +85,7 @@ def read(folder: str) -> Checkpoint | None:
         path = storage.join(folder, name)
         try:
             return _read(path)
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
             print(f'{path}: damaged ({one_line(error)}); taking the checkpoint before it')
     return None
 
@@ -100,12 +102,6 @@ def restore(model: keras.Model, checkpoint: Checkpoint) -> None:
             raise RuntimeError(f'{checkpoint.path}: its {kind} has other shapes than the model')
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
-
-
-def last_path(folder: str) -> str | None:
-    """The newest checkpoint's file; None if there is none."""
-    names = _names(folder)
-    return storage.join(folder, names[-1]) if names else None
 
 
 def _variables(model: keras.Model) -> dict[str, list[Any]]:

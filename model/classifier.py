@@ -59,4 +59,6 @@ def _load_imagenet(backbone: Backbone) -> str:
         raise InputError(f"--weights=imagenet: can't be downloaded ({one_line(error)}); {remedy}") from None
     backbone.model.set_weights(values)
     filled = sum(bool(layer.weights) for layer in backbone.model.layers)
-    return weight_files.told('ImageNet', filled=filled, layers=filled + 1, head=False)
+    return weight_files.told(
+        'ImageNet (keras.applications; Keras checks the MD5)', filled=filled, layers=filled + 1, head=False
+    )

@@ -53,18 +53,18 @@ class History:
     """The file; rows are added at its end."""
 
     def __init__(self, run_dir: str, *, step: int) -> None:
-        """Opens it for a run that goes on from an update: rows of later ones, and one cut off, are dropped."""
+        """Opens it for a run whose last row was closed at an update: later rows, and one cut off, are dropped."""
         self.path = storage.join(run_dir, NAME)
         kept: list[list[str]] = []
         if storage.exists(self.path):
             with open(self.path, encoding='utf-8', newline='') as file:
                 whole = [line.rstrip('\n').split(',') for line in file if line.endswith('\n')]
-            kept = [row for row in whole[1:] if len(row) == len(COLUMNS) and int(row[0]) <= step]
+            kept = [row for row in whole[1:] if len(row) == len(COLUMNS) and row[0].isdigit() and int(row[0]) <= step]
         tables.write(self.path, COLUMNS, kept)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Adds a row; columns that it lacks stay empty."""
         cells = [row.get(name, '') for name in COLUMNS]
-        text = ','.join(str(round(cell, 6)) if isinstance(cell, float) else str(cell) for cell in cells)
+        text = ','.join(f'{cell:.6g}' if isinstance(cell, float) else str(cell) for cell in cells)
         with open(self.path, 'a', encoding='utf-8', newline='') as file:
             file.write(text + '\n')

@@ -35,7 +35,7 @@ class Schedule:
 
     Attributes:
         steps_per_pass: updates in one pass over the training data; no whole number.
-        epoch_steps: updates in an artificial epoch: how often callbacks run.
+        epoch_steps: updates in an artificial epoch: how often it validates and saves.
         total_steps: updates in all.
         stages: in order, the first from 0 on.
         learning_rate: at the start.

@@ -39,7 +39,7 @@ class SavedLayer:
 def fill(classifier: keras.Model, path: str) -> str:
     """Gives a classifier the weights of a file: all layers by place; the last one, the dense layer, only if it fits.
 
-    A .keras file of which not all layers fit gives those of the same name and shapes.
+    A .keras file of which not all layers fit gives those of the same name and shapes, if that is half of them or more.
 
     Returns:
         What was done, for the log.
@@ -54,7 +54,7 @@ def fill(classifier: keras.Model, path: str) -> str:
     if misfits:
         by_name = {source.name: source for source in saved.values()} if path.endswith('.keras') else {}
         sources = [by_name.get(layer.name) for layer in layers]
-        if not any(map(_fits, layers[:-1], sources)):
+        if 2 * sum(map(_fits, layers[:-1], sources)) < len(layers) - 1:
             layer, source = misfits[0]
             there = f"'s {source.name} has {_shapes(source.values)}" if source else ' has no layer there'
             raise InputError(

@@ -149,7 +149,7 @@ def test_a_keras_file_of_another_depth_fills_the_layers_of_the_same_name_and_sha
         assert_equal_weights(target.get_layer(block).get_weights(), source.get_layer(block).get_weights())
 
 
-@pytest.mark.parametrize('name', ['a.weights.h5', 'a.h5', 'whole.h5'])
+@pytest.mark.parametrize('name', ['a.keras', 'a.weights.h5', 'a.h5', 'whole.h5'])
 def test_a_file_of_another_width_is_refused_although_a_few_shapes_are_equal(tmp_path, name):
     path = save(small(width=0.2).model, tmp_path / name)
     network = small()
