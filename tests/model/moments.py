@@ -1,7 +1,7 @@
 """A process that sends itself a signal at a given moment, for the tests of runs that are stopped.
 
-`update 5` is before the sixth update, `save 2` in the middle of writing the third checkpoint, `validation 1` before the
-second batch of one.
+`model 0` is before the model is made (of several machines each has met the others), `update 5` before the sixth update,
+`save 2` in the middle of writing the third checkpoint, `validation 1` before the second batch of one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from unittest import mock
 
 import numpy as np
 
+from model import train
 from model.loop import Loop
 from pipeline import dataset
 
@@ -22,12 +23,16 @@ from pipeline import dataset
 @contextlib.contextmanager
 def signal_at(moment: str, name: str) -> Iterator[None]:
     """Has training in this process send itself a signal (KILL, TERM, INT) at a moment."""
-    counts = {'update': 0, 'save': 0, 'validation': 0}
+    counts = {'model': 0, 'update': 0, 'save': 0, 'validation': 0}
 
     def passing(what: str) -> None:
         if f'{what} {counts[what]}' == moment:
             os.kill(os.getpid(), getattr(signal, f'SIG{name}'))
         counts[what] += 1
+
+    def wrap(*args: Any, original: Callable[..., Any] = train._wrap) -> Any:
+        passing('model')
+        return original(*args)
 
     def step(loop: Loop, stream: Iterator[Any], original: Callable[..., Any] = Loop._step) -> Any:
         passing('update')
@@ -47,6 +52,7 @@ def signal_at(moment: str, name: str) -> Iterator[None]:
         return original(*args, **options)
 
     with (
+        mock.patch.object(train, '_wrap', wrap),
         mock.patch.object(Loop, '_step', step),
         mock.patch.object(np, 'savez', savez),
         mock.patch.object(dataset, '_filled', filled),
