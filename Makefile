@@ -40,7 +40,7 @@ test-latest: .venv-latest/installed
 
 # Twenty-five minutes, 15 GB of disk; nothing else should run meanwhile.
 bench: .venv/installed .venv-peers/installed
-	$(BIN)/python -m tools.bench convert feed --json=bench.json
+	$(BIN)/python -m tools.bench convert feed train --json=bench.json
 
 .venv/installed: constraints.txt setup.cfg pyproject.toml
 	$(call install,.venv,constraints.txt)

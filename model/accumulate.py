@@ -146,7 +146,10 @@ class AccumulatingModel(keras.Model):
             return start + self.micro_batch, loss + part_loss, hits + part_hits, sums
 
         zeros = [tf.zeros(variable.shape, variable.dtype) for variable in variables]
-        _, loss, hits, sums = tf.while_loop(lambda start, *_: start < size, add_one, [0, 0.0, 0.0, zeros])
+        # TensorFlow would begin the next micro batch while one is at work: with the memory of both, and in any order.
+        _, loss, hits, sums = tf.while_loop(
+            lambda start, *_: start < size, add_one, [0, 0.0, 0.0, zeros], parallel_iterations=1
+        )
         return loss, hits, sums
 
     def _moving_statistics(self) -> list[Any]:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
-from typing import Any
-
 import keras
-import numpy as np
 from keras import layers
 
+from model import weights as weight_files
 from model.backbone import Backbone
 from pipeline import storage
 from pipeline.errors import InputError, one_line
@@ -35,8 +31,8 @@ def load_weights(classifier: keras.Model, backbone: Backbone, weights: str) -> s
     Args:
         classifier: what build() made of `backbone`.
         backbone: the backbone.
-        weights: imagenet, none, or the path of a .keras file of ours (every layer of the same name and shapes is
-            filled) or of a backbone's .h5 file without head.
+        weights: imagenet, none, or the path of a .keras, .weights.h5 or .h5 file of this network (model/weights.py),
+            with or without a dense layer; one of as many classes is taken over.
 
     Returns:
         What was done, for the log.
@@ -50,16 +46,7 @@ def load_weights(classifier: keras.Model, backbone: Backbone, weights: str) -> s
         return _load_imagenet(backbone)
     if not storage.exists(weights):
         raise InputError(f'--weights={weights}: no such file; the other choices are imagenet and none')
-    if weights.endswith('.keras'):
-        source = _load(weights, lambda: keras.models.load_model(weights, compile=False))
-        filled = _copy_layers(source, classifier)
-    else:
-        before = backbone.model.get_weights()
-        _load(weights, lambda: backbone.model.load_weights(weights))
-        filled = sum(not np.array_equal(*pair) for pair in zip(before, backbone.model.get_weights(), strict=True))
-    if not filled:
-        raise InputError(f'--weights={weights}: nothing in it fits --backbone and --width')
-    return f'weights: {weights} filled {filled} {"layers" if weights.endswith(".keras") else "variables"}'
+    return weight_files.fill(classifier, weights)
 
 
 def _load_imagenet(backbone: Backbone) -> str:
@@ -71,23 +58,5 @@ def _load_imagenet(backbone: Backbone) -> str:
     except Exception as error:  # Keras raises plain Exception where a download fails
         raise InputError(f"--weights=imagenet: can't be downloaded ({one_line(error)}); {remedy}") from None
     backbone.model.set_weights(values)
-    return 'weights: ImageNet'
-
-
-def _load(path: str, load: Callable[[], Any]) -> Any:
-    try:
-        with warnings.catch_warnings(action='ignore'):  # a line for every layer that a file doesn't have
-            return load()
-    except (ValueError, OSError, KeyError) as error:
-        raise InputError(f"--weights={path}: can't be used ({one_line(error)})") from None
-
-
-def _copy_layers(source: keras.Model, target: keras.Model) -> int:
-    by_name = {layer.name: layer.get_weights() for layer in source.layers}
-    filled = 0
-    for layer in target.layers:
-        values, own = by_name.get(layer.name, []), layer.get_weights()
-        if own and [value.shape for value in values] == [value.shape for value in own]:
-            layer.set_weights(values)
-            filled += 1
-    return filled
+    filled = sum(bool(layer.weights) for layer in backbone.model.layers)
+    return weight_files.told('ImageNet', filled=filled, layers=filled + 1, head=False)

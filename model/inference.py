@@ -23,13 +23,21 @@ from pipeline.errors import InputError
 VIEWS = Augmentation()
 
 
-def folder_of(run_dir: str, split: str, *, tta: int) -> str:
-    """Where the logits of a split lie in a run."""
-    return storage.join(run_dir, 'logits', split if tta == 1 else f'{split}-tta{tta}')
+def folder_of(run_dir: str, split: str, *, tta: int, best: bool = False) -> str:
+    """Where the logits of a split lie in a run; those of its best weights, not its last ones, have a folder apart."""
+    return storage.join(run_dir, 'logits', split + ('' if tta == 1 else f'-tta{tta}') + ('-best' if best else ''))
 
 
 def predict_split(
-    model: AccumulatingModel, shards: Shards, split: str, *, run_dir: str, tta: int, seed: int, batch_size: int
+    model: AccumulatingModel,
+    shards: Shards,
+    split: str,
+    *,
+    run_dir: str,
+    tta: int,
+    seed: int,
+    batch_size: int,
+    best: bool = False,
 ) -> str:
     """Writes the logits of every picture of a split; does nothing if they are there.
 
@@ -41,6 +49,7 @@ def predict_split(
         tta: views a picture; view 0 is the plain picture.
         seed: of the other views.
         batch_size: views at a time, over all replicas.
+        best: whether the model is the run's best, not its last.
 
     Returns:
         The store's folder.
@@ -53,7 +62,7 @@ def predict_split(
         raise InputError(
             f'{run_dir}: its model has {classes} categories, the shards in {shards.folder} have {len(shards.label_map)}'
         )
-    folder = folder_of(run_dir, split, tta=tta)
+    folder = folder_of(run_dir, split, tta=tta, best=best)
     identity: dict[str, Any] = {
         'weights_digest': weights_digest(model.classifier),
         'dataset_digest': shards.manifest.digest(),

@@ -87,7 +87,7 @@ class Loop:
         self.state = State(settings=options.settings)
         self._signal = 0  # the one that asked to end; 0: none
         self._saved = time.monotonic()
-        self._times: list[float] = []  # when each update of this process ended
+        self._times: list[float] = []  # when each of the first updates of this process ended
 
     def resume(self, found: checkpoint.Checkpoint) -> None:
         """Goes to where a checkpoint was saved."""
@@ -244,8 +244,10 @@ class Loop:
             f'lr {rate:.3g}, loss {means["loss"]:.3f}, accuracy {means["accuracy"]:.3f}', refresh=False
         )
         self._bar.update(self.options.batch_images)
+        if len(self._times) > TIMED_UPDATES:
+            return
         self._times.append(time.monotonic())
-        if len(self._times) == TIMED_UPDATES + 1:  # the first one compiles and isn't counted
+        if len(self._times) > TIMED_UPDATES:  # the first one compiles and isn't counted
             seconds = (self._times[-1] - self._times[0]) / TIMED_UPDATES
             left = datetime.timedelta(seconds=round(seconds * (self.schedule.total_steps - self.state.step)))
             self._bar.write(

@@ -20,6 +20,10 @@ RUN_DIR = flags.DEFINE_string('run_dir', 'runs/latest', "The run's folder.", fla
 SHARDS_DIR = flags.DEFINE_string('shards_dir', 'data/shards', 'Folder of the shards.', flag_values=FLAGS)
 SPLIT = flags.DEFINE_enum('split', 'test', split.SPLITS, 'Which pictures.', flag_values=FLAGS)
 TTA = flags.DEFINE_integer('tta', 1, 'Views of each picture (paper: 5).', lower_bound=1, flag_values=FLAGS)
+BEST = flags.DEFINE_bool(
+    'best', False, 'By the weights with the best validation accuracy, not the last ones; into logits/SPLIT-best.',
+    flag_values=FLAGS,
+)  # fmt: skip
 MICRO_BATCH = flags.DEFINE_integer(
     'micro_batch', 64, 'Views that a device takes at a time.', lower_bound=1, flag_values=FLAGS
 )
@@ -35,7 +39,7 @@ def main(argv: list[str]) -> None:
     shards = dataset.open_shards(SHARDS_DIR.value)
     strategy = devices.strategy(STRATEGY.value)
     with strategy.scope():
-        model = AccumulatingModel(runs.load_model(RUN_DIR.value), micro_batch=MICRO_BATCH.value)
+        model = AccumulatingModel(runs.load_model(RUN_DIR.value, best=BEST.value), micro_batch=MICRO_BATCH.value)
         folder = inference.predict_split(
             model,
             shards,
@@ -44,6 +48,7 @@ def main(argv: list[str]) -> None:
             tta=TTA.value,
             seed=SEED.value,
             batch_size=MICRO_BATCH.value * strategy.num_replicas_in_sync,
+            best=BEST.value,
         )
     print(f'the logits are in {folder}')
     print(f'next: python -m ensemble.combine --rule product --logits={folder}')

@@ -98,16 +98,18 @@ def by_category_path(run_dir: str) -> str:
     return storage.join(run_dir, BY_CATEGORY_NAME)
 
 
-def load_model(run_dir: str) -> keras.Model:
-    """Reads the finished classifier.
+def load_model(run_dir: str, *, best: bool = False) -> keras.Model:
+    """Reads the classifier of a finished run: the last, or the one with the best validation accuracy.
 
     Raises:
-        InputError: there is no run, or it isn't finished.
+        InputError: there is no run, it isn't finished, or it was never validated.
     """
     read_settings(run_dir)
     if not is_finished(run_dir):
         raise InputError(f'{run_dir}: its training is not finished; the same model.train command goes on with it')
-    path = storage.join(run_dir, MODEL_NAME)
+    path = storage.join(run_dir, BEST_NAME if best else MODEL_NAME)
+    if not storage.exists(path):
+        raise InputError(f'{path}: no such file, because the run had no validation pictures; leave --best out')
     try:
         return keras.models.load_model(path, compile=False)
     except (ValueError, OSError, KeyError) as error:

@@ -20,7 +20,7 @@ import tensorflow as tf
 from absl import flags
 
 from model import backbone as backbones
-from model import checkpoint, classifier, devices, evaluation, inference, loop, runs, stages
+from model import checkpoint, classifier, devices, evaluation, inference, loop, memory, runs, stages
 from model.accumulate import AccumulatingModel, part_dropout
 from model.backbone import Backbone
 from model.evaluation import Evaluator
@@ -47,10 +47,13 @@ SHUFFLE_IMAGES = flags.DEFINE_integer(
 BACKBONE = flags.DEFINE_string(
     'backbone', 'xception', f'The network: {", ".join(backbones.names())}.', flag_values=FLAGS
 )
-WIDTH = flags.DEFINE_float('width', 1, "Times the backbone's published filters.", lower_bound=0.01, flag_values=FLAGS)
-WEIGHTS = flags.DEFINE_string(
-    'weights', 'imagenet', 'What it starts from: imagenet (downloaded), none (random) or a .keras or .h5 file.',
+WIDTH = flags.DEFINE_float(
+    'width', 1, 'Times the published filters; other than 1 only xception and xception_small.', lower_bound=0.01,
     flag_values=FLAGS,
+)  # fmt: skip
+WEIGHTS = flags.DEFINE_string(
+    'weights', 'imagenet', 'What it starts from: imagenet (downloaded), none (random), or a .keras, .weights.h5 or .h5 '
+    'file of this network, with or without its dense layer.', flag_values=FLAGS,
 )  # fmt: skip
 IMAGE_SIZE = flags.DEFINE_integer('image_size', 180, 'Pixels a side.', lower_bound=32, flag_values=FLAGS)
 DROPOUT = flags.DEFINE_float(
@@ -256,7 +259,7 @@ def _train(shards: Shards, backbone: Backbone, schedule: Schedule, strategy: tf.
             show_graph=TENSORBOARD_GRAPH.value,
         ),
     )
-    _print_plan(shards, schedule, model, replicas=replicas)
+    _print_plan(shards, backbone, schedule, model, strategy)
     found = checkpoint.read(training.folder)
     if found:
         training.resume(found)
@@ -308,10 +311,29 @@ def _begin_stage(model: AccumulatingModel, backbone: Backbone, schedule: Schedul
     model.compile(keras.optimizers.Adam(schedule.learning_rate))
 
 
-def _print_plan(shards: Shards, schedule: Schedule, model: AccumulatingModel, *, replicas: int) -> None:
+def _print_plan(
+    shards: Shards, backbone: Backbone, schedule: Schedule, model: AccumulatingModel, strategy: tf.distribute.Strategy
+) -> None:
+    """Says what will be done and what it takes; refuses micro batches that can't fit."""
+    replicas = strategy.num_replicas_in_sync
     images, batch = shards.manifest.images('train'), _effective_batch(replicas)
+    device_bytes = memory.of_device(strategy)
+    needs = []
+    for stage in schedule.stages:
+        stages.set_trainable(model.classifier, stage.first_block, backbone.blocks)
+        needs.append(
+            memory.needed(
+                model.classifier, micro_batch=MICRO_BATCH.value, accumulate=ACCUMULATE.value, replicas=replicas
+            )
+        )
+    most = max(needs, key=lambda need: need.total)
+    memory.check(most, device_bytes, micro_batch=MICRO_BATCH.value, accumulate=ACCUMULATE.value)
     print(f'{BACKBONE.value}: {model.classifier.count_params():,} parameters, {len(shards.label_map):,} categories')
-    print(f'{images:,} pictures a pass, {batch:,} an update on {replicas} device(s), {schedule.total_steps:,} updates')
+    print(
+        f'{images:,} pictures a pass, {batch:,} an update ({ACCUMULATE.value} micro batches of {MICRO_BATCH.value} on '
+        f'each of {replicas} device(s)), {schedule.total_steps:,} updates'
+    )
+    print(memory.describe(most, device_bytes))
 
 
 if __name__ == '__main__':

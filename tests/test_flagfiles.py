@@ -1,14 +1,18 @@
 """Flagfiles and the README's commands say what the programs understand."""
 
 import importlib
+import json
+import os
 import re
 import shlex
+import subprocess
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from model import train
+from model import devices, train
 from model.backbone import names
 from pipeline import beam_job, program
 from tools import bench
@@ -46,7 +50,7 @@ def test_the_papers_two_configurations_differ_as_in_the_paper(monkeypatch):
 
 def commands() -> list[str]:
     text = ''.join((ROOT / name).read_text() for name in ('README.md', 'BUILD.md', 'Makefile'))
-    found = re.findall(r'python -m ((?:pipeline|model|ensemble|tools)\.\w+(?:[^\S\n]+[^\s`|#)]+)*)', text)
+    found = re.findall(r'python -m ((?:pipeline|model|ensemble|tools)\.\w+(?:[^\S\n]+[^\s`|#);\']+)*)', text)
     return sorted(command for command in set(found) if not command.startswith('pipeline.beam_worker '))
 
 
@@ -70,3 +74,29 @@ def test_a_documented_command_is_understood(command, monkeypatch):
         assert set(rest) <= set(bench.PARTS)
     if runs_beam:
         beam_job.engine(rest)
+
+
+def test_the_slurm_script_tells_each_machine_its_place(tmp_path):
+    """The README's script, with stand-ins for Slurm's commands and for Python."""
+    text = (ROOT / 'README.md').read_text()
+    script = textwrap.dedent(text[text.index('    #!/bin/bash') :].split('\n\n')[0])
+    assert '#SBATCH' in script
+    for name, line in {
+        'scontrol': '[ "$1" = requeue ] && echo requeued "$2" || printf "node7\\nnode8\\n"',
+        'srun': 'shift; for rank in 0 1; do SLURM_PROCID=$rank "$@"; done',
+        'python': 'echo "$TF_CONFIG"',
+    }.items():
+        (tmp_path / name).write_text(f'#!/bin/bash\n{line}\n')
+        (tmp_path / name).chmod(0o755)
+    environment = {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'SLURM_JOB_NODELIST': 'node[7-8]', 'SLURM_JOB_ID': '12'}
+    done = subprocess.run(
+        ['bash', '-c', script], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    first, second, last = done.stdout.splitlines()
+    for index, config in enumerate((first, second)):
+        devices._check_cluster(config)
+        assert json.loads(config) == {
+            'cluster': {'worker': ['node7:4000', 'node8:4000']},
+            'task': {'type': 'worker', 'index': index},
+        }
+    assert last == 'requeued 12'

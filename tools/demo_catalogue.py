@@ -43,6 +43,9 @@ SEED = flags.DEFINE_integer('seed', 0, 'Decides every draw.', lower_bound=0, fla
 PRODUCTS = flags.DEFINE_integer(
     'products', 0, 'For quick trials: at most this many, in whole categories; 0: all.', lower_bound=0, flag_values=FLAGS
 )
+GROUPS = flags.DEFINE_list(
+    'groups', [], 'Only categories of these level-1 names, such as food-drink,symbols; none: all.', flag_values=FLAGS
+)
 
 # Kaggle's test share, 0.20006.
 TEST_SHARE = kaggle.TEST_PRODUCTS / (kaggle.TRAIN_PRODUCTS + kaggle.TEST_PRODUCTS)
@@ -85,6 +88,7 @@ def main(argv: list[str]) -> None:
         'layout': LAYOUT,
         'seed': SEED.value,
         'products': PRODUCTS.value,
+        'groups': GROUPS.value,
         'sources': {source.package: source.version for source in sources},
     }
     counts = kaggle.finished_counts(output_dir, wanted, marker_name=MARKER)
@@ -92,7 +96,8 @@ def main(argv: list[str]) -> None:
         made = f'{output_dir} holds this catalogue already: nothing to do'
     else:
         archives = emoji_sources.fetch(sources, os.path.expanduser(CACHE_DIR.value))
-        emoji = choose_emoji(emoji_sources.read_emoji(sources, archives), products=PRODUCTS.value, seed=SEED.value)
+        emoji = of_groups(emoji_sources.read_emoji(sources, archives), GROUPS.value)
+        emoji = choose_emoji(emoji, products=PRODUCTS.value, seed=SEED.value)
         categories = name_categories(emoji, seed=SEED.value)
         products = plan_products(emoji, categories, seed=SEED.value)
         pictures = render_pictures(products)
@@ -104,6 +109,19 @@ def main(argv: list[str]) -> None:
     print(kaggle.summary(counts))
     print(made)
     print('next: python -m pipeline.convert --runner=DirectRunner')
+
+
+def of_groups(emoji: Sequence[Emoji], groups: Sequence[str]) -> list[Emoji]:
+    """The emoji of some groups; all of them if none is named.
+
+    Raises:
+        InputError: there is no such group.
+    """
+    known = sorted({one.group for one in emoji})
+    for group in groups:
+        if group not in known:
+            raise InputError(f'--groups={",".join(groups)}: no group {group!r}; known are {", ".join(known)}')
+    return [one for one in emoji if not groups or one.group in groups]
 
 
 def choose_emoji(emoji: Sequence[Emoji], *, products: int, seed: int) -> list[Emoji]:

@@ -13,6 +13,7 @@ from keras import layers
 
 from model.backbone import Backbone, scaled
 
+MIN_IMAGE_SIZE = 7  # the first two convolutions don't pad; keras.applications asks for 71, without need
 MIDDLE_BLOCKS = 8
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from model.backbone import Backbone
-from model.backbones.xception import build_xception
+from model.backbones import xception
 
+MIN_IMAGE_SIZE = xception.MIN_IMAGE_SIZE
 MIDDLE_BLOCKS = 2
 
 
 def build(*, image_size: int, width: float) -> Backbone:
     """A shallow Xception; 0.8 million parameters at width 0.25."""
-    return build_xception(image_size=image_size, width=width, stem_strides=2, middle_blocks=MIDDLE_BLOCKS)
+    return xception.build_xception(image_size=image_size, width=width, stem_strides=2, middle_blocks=MIDDLE_BLOCKS)

@@ -1,4 +1,4 @@
-"""Backbones and the weights they start from."""
+"""The classifier, and the weights it starts from; files of weights are in test_weights.py."""
 
 import keras
 import numpy as np
@@ -13,35 +13,6 @@ def small(width: float = 0.05) -> Backbone:
     return backbone.build('xception_small', image_size=32, width=width)
 
 
-def test_an_unknown_backbone_lists_the_known_ones():
-    with pytest.raises(InputError, match='--backbone=vgg: no such backbone; known are xception, xception_small'):
-        backbone.build('vgg', image_size=180, width=1)
-
-
-@pytest.mark.parametrize(
-    ('filters', 'width', 'expected'), [(32, 1, 32), (728, 0.25, 184), (728, 2, 1456), (32, 0.01, 8), (100, 0.25, 24)]
-)
-def test_filters_are_scaled_to_multiples_of_8(filters, width, expected):
-    assert backbone.scaled(filters, width) == expected
-
-
-def test_xception_computes_what_kerass_does_with_the_same_weights():
-    reference = keras.applications.Xception(weights=None, include_top=False, pooling='avg', input_shape=(71, 71, 3))
-    ours = backbone.build('xception', image_size=71, width=1).model
-    assert ours.count_params() == reference.count_params() == 20_861_480
-    ours.set_weights(reference.get_weights())
-    images = np.random.default_rng(0).uniform(0, 255, [2, 71, 71, 3]).astype('f')
-    expected = reference(keras.applications.xception.preprocess_input(images.copy())).numpy()
-    np.testing.assert_allclose(ours(images).numpy(), expected, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize('name', backbone.names())
-def test_every_layer_with_weights_belongs_to_a_block(name):
-    network = backbone.build(name, image_size=71, width=0.1)
-    for layer in network.model.layers:
-        assert not layer.weights or layer.name.split('_')[0] in network.blocks, layer.name
-
-
 def test_logits_are_float32_in_half_precision():
     keras.config.set_dtype_policy('mixed_bfloat16')
     try:
@@ -52,41 +23,26 @@ def test_logits_are_float32_in_half_precision():
     assert model(np.zeros([1, 32, 32, 3])).dtype == 'float32'
 
 
-def test_weights_of_a_run_fill_all_layers_but_a_head_of_other_categories(tmp_path):
-    source, network = classifier.build(small(), classes=3, dropout=0), small()
-    source.save(tmp_path / 'model.keras')
-    target = classifier.build(network, classes=4, dropout=0.2)
-    said = classifier.load_weights(target, network, str(tmp_path / 'model.keras'))
-    layers = sum(bool(layer.weights) for layer in network.model.layers)
-    assert said == f'weights: {tmp_path / "model.keras"} filled {layers} layers'
-    for got, expected in zip(target.get_weights()[:-2], source.get_weights()[:-2], strict=True):
-        np.testing.assert_array_equal(got, expected)
-
-
-def test_a_weights_file_of_the_backbone_is_read(tmp_path):
-    source, network = small().model, small()
-    source.save_weights(tmp_path / 'b.weights.h5')
-    target = classifier.build(network, classes=4, dropout=0)
-    classifier.load_weights(target, network, str(tmp_path / 'b.weights.h5'))
-    np.testing.assert_array_equal(network.model.get_weights()[0], source.get_weights()[0])
-
-
-def test_weights_that_fit_nothing_are_refused(tmp_path):
+def test_random_weights_stay_as_they_are():
     network = small()
     model = classifier.build(network, classes=4, dropout=0)
-    image = keras.Input([32, 32, 3])
-    keras.Model(image, keras.layers.Conv2D(2, 3, name='other')(image)).save(tmp_path / 'other.keras')
-    small(width=0.2).model.save_weights(tmp_path / 'wide.weights.h5')
-    (tmp_path / 'text.keras').write_text('no model')
-    for weights, message in [
+    before = model.get_weights()
+    assert classifier.load_weights(model, network, 'none') == 'weights: random'
+    for one, other in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ('weights', 'message'),
+    [
         ('nowhere.keras', '--weights=nowhere.keras: no such file; the other choices are imagenet and none'),
-        (str(tmp_path / 'other.keras'), 'nothing in it fits --backbone and --width'),
-        (str(tmp_path / 'wide.weights.h5'), "can't be used"),
-        (str(tmp_path / 'text.keras'), "can't be used"),
         ('imagenet', 'there are none for this backbone and width; give a file with --weights=PATH, or train .*none'),
-    ]:
-        with pytest.raises(InputError, match=message):
-            classifier.load_weights(model, network, weights)
+    ],
+)
+def test_weights_that_are_not_there_are_refused(weights, message):
+    network = small()
+    with pytest.raises(InputError, match=message):
+        classifier.load_weights(network.model, network, weights)
 
 
 def test_a_failed_download_names_the_other_choices():
@@ -105,8 +61,8 @@ def test_a_failed_download_names_the_other_choices():
 def test_imagenet_weights_fill_the_backbone_in_order():
     network = small()
     values = [np.full_like(value, 0.5) for value in network.model.get_weights()]
-    model = classifier.build(Backbone(network.model, network.blocks, lambda: values), classes=4, dropout=0)
-    assert (
-        classifier.load_weights(model, Backbone(network.model, (), lambda: values), 'imagenet') == 'weights: ImageNet'
-    )
-    np.testing.assert_array_equal(model.get_weights()[0], values[0])
+    model = classifier.build(network, classes=4, dropout=0)
+    said = classifier.load_weights(model, Backbone(network.model, network.blocks, lambda: values), 'imagenet')
+    assert said == 'weights: ImageNet filled 44 of 45 layers, the dense layer is new'
+    for got, expected in zip(model.get_weights()[:-2], values, strict=True):
+        np.testing.assert_array_equal(got, expected)

@@ -5,11 +5,12 @@ import json
 import os
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
 from ensemble import logits
-from model import predict, runs, train
+from model import inference, predict, runs, train
 from pipeline import augment, convert, dataset
 from pipeline.errors import InputError
 from tests import catalogue
@@ -111,6 +112,16 @@ def test_views_of_prediction_are_the_plain_picture_and_others(run, shards_dir, c
     assert (views.logits[1::3] != views.logits[2::3]).any(axis=1).mean() > 0.9
 
 
+def test_the_best_weights_predict_into_a_folder_of_their_own(run, shards_dir):
+    predict.main(['predict', f'--run_dir={run}', f'--shards_dir={shards_dir}', '--split=val', '--best'])
+    store = logits.read_manifest(str(run / 'logits' / 'val-best'))
+    (rows,) = (part for file in store.files for part in logits.read_shard(str(run / 'logits' / 'val-best'), file))
+    best = keras.models.load_model(run / 'best.keras', compile=False)
+    accuracies = [float(row['val_accuracy']) for row in history(run) if row['val_accuracy']]
+    assert (rows.logits.argmax(axis=1) == rows.label).mean() == pytest.approx(max(accuracies), abs=1e-3)
+    assert store.about['weights_digest'] == inference.weights_digest(best)
+
+
 def test_two_replicas_predict_what_one_does(run, shards_dir, tmp_path):
     same_run = tmp_path / 'copy'
     same_run.mkdir()
@@ -164,7 +175,7 @@ def test_two_replicas_train(shards_dir, tmp_path):
     ('flag', 'error', 'message'),
     [
         ('--shards_dir=nowhere', InputError, r'nowhere/manifest.json: no such file, .* python -m pipeline.convert'),
-        ('--backbone=vgg', InputError, 'no such backbone; known are xception, xception_small'),
+        ('--backbone=vgg', InputError, 'no such backbone; known are densenet169, .*, xception, xception_small'),
         ('--unfreeze=block99@0', InputError, "no block 'block99'"),
         ('--decay_at=x', InputError, "--decay_at: 'x' must be a number of passes"),
         ('--weights=nowhere.keras', InputError, 'no such file'),

@@ -20,7 +20,7 @@ from pipeline import convert, dataset
 from pipeline.errors import InputError
 from tests import catalogue
 from tools import bench
-from tools.benchmarks import feed, feed_contenders, measure, plain_convert
+from tools.benchmarks import feed, feed_contenders, measure, plain_convert, train, train_contenders
 from tools.benchmarks.measure import Row, Run
 
 FAST, SLOW, TOLD = Row('fast', 4, 10, 's', 0.5), Row('slow', 6, 10, 's', 0.5), Row('told', 6, 10, 's', None)
@@ -146,7 +146,7 @@ def test_decoding_alone_takes_the_pictures_in_turn(folder, monkeypatch, threads)
     assert set(seen) == set(pictures)
 
 
-@pytest.mark.parametrize('name', ['ours', 'simplejpeg', pytest.param('step, fed', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('name', ['ours', 'simplejpeg'])
 def test_a_contender_is_a_process_that_says_its_rate(folder, name):
     done = feed.contender(name, folder=folder, peers_python='none', warm_up=1, batches=2)
     assert done.rate is not None
@@ -197,3 +197,13 @@ def test_help_says_what_there_is(capsys):
     with pytest.raises(SystemExit):
         bench.main([sys.argv[0], '--help'])
     assert 'convert' in capsys.readouterr().out
+
+
+def test_the_train_part_measures_the_contenders_that_there_are():
+    assert list(train_contenders.CONTENDERS) == list(train.CONTENDERS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['step', "fit, Keras' accumulation"])
+def test_a_contender_of_the_train_part_says_its_rate(folder, name):
+    assert (train.contender(name, folder=folder).rate or 0) > 0

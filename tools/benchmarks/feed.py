@@ -1,4 +1,4 @@
-"""The feed against decoding alone, NVIDIA DALI and a cached batch; what its stages cost, and its memory."""
+"""The feed against decoding alone and NVIDIA DALI; what its stages cost, and its memory."""
 
 from __future__ import annotations
 
@@ -18,12 +18,10 @@ from tools.benchmarks.measure import Row, Run
 PRODUCTS = 60_000  # 0.6 GB, 89,469 training pictures
 TARS = 4  # as many as there are training shards
 WARM_UP, BATCHES = 30, 400  # half a pass over the training pictures, 3 to 12 s
-STEPS_WARM_UP, STEPS = 3, 25
 FEEDS = (
     'ours', 'ours in tf.data', 'rows alone', 'dali', 'plain tf.data', 'webdataset',
     'simplejpeg', 'simplejpeg into batches', 'simplejpeg in one thread',
 )  # fmt: skip
-STEPPED = ('step, fed', 'step, cached')
 # A stage, and the contenders whose difference it is: with it, and without.
 STAGES = {
     'decode': ('simplejpeg', None),
@@ -60,9 +58,6 @@ def run(folder: Path, *, runs: int, peers_python: str) -> tuple[list[Row], dict]
     measured = measure.interleaved(
         {name: functools.partial(contend, name, warm_up=WARM_UP, batches=BATCHES) for name in FEEDS}, runs=runs
     )
-    measured |= measure.interleaved(
-        {name: functools.partial(contend, name, warm_up=STEPS_WARM_UP, batches=STEPS) for name in STEPPED}, runs=runs
-    )
     peak = contend('ours', warm_up=WARM_UP, batches=BATCHES, watch_memory=True).peak_bytes
     print(f'  memory: {peak / 1e6:.0f} MB', flush=True)
     rates = {name: measure.median_rate(runs) for name, runs in measured.items()}
@@ -80,7 +75,6 @@ def run(folder: Path, *, runs: int, peers_python: str) -> tuple[list[Row], dict]
         row('feed handed to tf.data, against DALI', 'ours in tf.data', 'dali', None),
         row('feed handed to tf.data, against plain tf.data', 'ours in tf.data', 'plain tf.data', None),
         row('feed, against WebDataset and simplejpeg', 'ours', 'webdataset', None),
-        row('train step, feed attached, against a cached batch', 'step, fed', 'step, cached', 0.95),
     ]
     details = {
         'images_per_second': {name: [one.rate for one in runs] for name, runs in measured.items()},
@@ -92,13 +86,7 @@ def run(folder: Path, *, runs: int, peers_python: str) -> tuple[list[Row], dict]
 
 def prepare(folder: Path, *, products: int) -> None:
     """Makes shards/ of a synthetic catalogue, and tars/ with the training pictures of the shards."""
-    catalogue, shards = folder / 'catalogue', folder / 'shards'
-    print(f'making shards and tars of {products:,} products', flush=True)
-    measure.run(['-m', 'tools.synthetic_catalogue', f'--products={products}', f'--output_dir={catalogue}'])
-    measure.run(
-        ['-m', 'pipeline.convert', '--runner=DirectRunner', f'--input_dir={catalogue}', f'--output_dir={shards}']
-    )
-    shutil.rmtree(catalogue)
+    shards = measure.make_shards(folder, products=products)
     write_tars(feed_contenders.training_pictures(shards), folder / 'tars')
 
 

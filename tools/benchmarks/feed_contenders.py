@@ -185,43 +185,6 @@ def webdataset(folder: Path) -> Iterator[Any]:
             yield np.stack([image.result() for image in images]), np.frombuffer(b''.join(labels), '<i8')
 
 
-def step_fed(folder: Path) -> Iterator[float]:
-    """Train steps with the feed attached: their losses."""
-    return _train_steps(folder, cached=False)
-
-
-def step_cached(folder: Path) -> Iterator[float]:
-    """The same steps, all of one batch: their losses."""
-    return _train_steps(folder, cached=True)
-
-
-def _train_steps(folder: Path, *, cached: bool) -> Iterator[float]:
-    import keras
-    import tensorflow as tf
-
-    from model import backbone, classifier
-    from model.accumulate import AccumulatingModel
-    from pipeline import dataset
-    from pipeline.augment import Augmentation
-
-    shards = dataset.open_shards(str(folder / 'shards'))
-    stream = dataset.train(shards, seed=0, batch_size=BATCH)
-    if cached:
-        stream = stream.take(1).cache().repeat()
-    # The demo's network, pictures and micro batches (demo.flags): the quickest step the project has, so the one that
-    # a feed on the same cores holds up most.
-    network = backbone.build('xception_small', image_size=64, width=0.25)
-    model = AccumulatingModel(
-        classifier.build(network, classes=len(shards.label_map), dropout=0.2),
-        micro_batch=32,
-        augmentation=Augmentation(crop_probability=0.75, flip_probability=0.5),
-    )
-    model.compile(keras.optimizers.Adam())
-    step = tf.function(model.train_step)
-    for batch in stream:
-        yield float(step(batch)['loss'])
-
-
 def training_pictures(shards: Path) -> Iterator[tuple[bytes, int]]:
     """Each encoded picture and its label, in the shards' order."""
     from pipeline import records
@@ -252,8 +215,6 @@ CONTENDERS: dict[str, Callable[[Path], Iterator[Any]]] = {
     'rows alone': rows_alone,
     'dali': dali,
     'webdataset': webdataset,
-    'step, fed': step_fed,
-    'step, cached': step_cached,
 }
 PEERS = ('dali', 'webdataset')
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -89,6 +90,16 @@ def run(command: Sequence[str], *, python: str = sys.executable, watch_memory: b
     if process.returncode:
         raise InputError(f'{" ".join(command)} failed: {errors.strip().splitlines()[-1:]}')
     return Run(seconds, peak, output)
+
+
+def make_shards(folder: Path, *, products: int) -> Path:
+    """Makes shards/ of a synthetic catalogue, in place of an earlier part's."""
+    catalogue, shards = folder / 'catalogue', folder / 'shards'
+    print(f'making shards of {products:,} products', flush=True)
+    run(['-m', 'tools.synthetic_catalogue', f'--products={products}', f'--output_dir={catalogue}'])
+    run(['-m', 'pipeline.convert', '--runner=DirectRunner', f'--input_dir={catalogue}', f'--output_dir={shards}'])
+    shutil.rmtree(catalogue)
+    return shards
 
 
 def interleaved(commands: dict[str, Callable[[], Run]], *, runs: int) -> dict[str, list[Run]]:
