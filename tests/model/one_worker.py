@@ -1,7 +1,8 @@
 """One of several machines that train: `python -m tests.model.one_worker RESULT SIGNAL MOMENT [flags]`, for a test.
 
-It is model.train, and leaves in RESULT.npz the trained weights (arr_0, ...) and the products that were decoded (seen).
-At a moment, told as in moments.py, it sends itself a signal, if it wasn't stopped before: RESULT.stopped shows that.
+It is model.train, and leaves in RESULT.npz the trained weights (arr_0, ...), the products that were decoded (seen) and
+the updates of the last stage (updates).
+At a moment, told as in moments.py, it sends itself a signal; but once only, as the file 'RESULT MOMENT' shows.
 """
 
 from pipeline import program  # first: it quiets the logs of what is imported below
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> None:
             yield batch
 
     def once(process: int, number: int) -> None:
-        with contextlib.suppress(FileExistsError), open(f'{result}.stopped', 'x'):
+        with contextlib.suppress(FileExistsError), open(f'{result} {moment}', 'x'):
             kill(process, number)
 
     with (
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> None:
     ):
         train.main([program_name, *flags])
     if models:
-        np.savez(result, *models[0].classifier.get_weights(), seen=sorted(seen))
+        np.savez(result, *models[0].classifier.get_weights(), seen=sorted(seen), updates=models[0].optimizer.iterations)
 
 
 if __name__ == '__main__':

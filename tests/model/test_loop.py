@@ -178,17 +178,18 @@ def test_an_overflow_under_float16_leaves_out_the_update_and_goes_on(monkeypatch
         (
             tf.errors.ResourceExhaustedError,
             InputError,
-            r'^update 3: a device has too little memory \(shape\[64,180\] on GPU:0 Hint: none\); '
+            r'^update 3: a device has too little memory \(OOM when allocating tensor with shape\[64,180\]\); '
             'give a smaller --micro_batch and as much larger an --accumulate$',
         ),
         # One machine alone can't have lost another.
-        (tf.errors.UnavailableError, tf.errors.UnavailableError, 'Hint: none'),
+        (tf.errors.UnavailableError, tf.errors.UnavailableError, 'OOM'),
     ],
 )
 def test_an_error_of_tensorflow_is_one_line_where_it_has_a_remedy(tmp_path, error, expected, message):
     def batches() -> Iterator[Any]:
         yield from black([0] * BATCH, [0] * BATCH)
-        raise error(None, None, 'shape[64,180] on GPU:0\n  Hint: none')
+        places = 'Graph execution error:\n\nDetected at node x defined at (most recent call last):\n  File "a.py"\n\n'
+        raise error(None, None, f'{places}OOM when allocating tensor with shape[64,180]\n\t [[{{{{node x}}}}]]')
 
     with pytest.raises(expected, match=message):
         make_loop(tmp_path, total_steps=4, epoch_steps=4).run(batches(), None)
