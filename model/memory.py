@@ -7,6 +7,7 @@ print(describe(memory, of_device(strategy)))
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +53,7 @@ class Memory:
 
     @property
     def least(self) -> int:
-        """What is there all at once at the end of a forward pass, on any device; XLA might compute some of it again."""
+        """What is there all at once at the end of a forward pass."""
         return self.weights + self.optimizer + self.gradients + self.activations
 
     @property
@@ -124,7 +125,7 @@ def of_device(strategy: tf.distribute.Strategy) -> int | None:
     return min(known) // (strategy.num_replicas_in_sync // machines) if known else None
 
 
-def check(memory: Memory, device_bytes: int | None, *, micro_batch: int, accumulate: int) -> None:
+def check(memory: Memory, device_bytes: int | None, *, micro_batch: int, accumulate: int, xla: bool = False) -> None:
     """Refuses what certainly can't fit.
 
     Args:
@@ -132,11 +133,14 @@ def check(memory: Memory, device_bytes: int | None, *, micro_batch: int, accumul
         device_bytes: what of_device() says; None is taken to be enough.
         micro_batch: pictures that a replica takes at a time.
         accumulate: micro batches that a replica takes for an update.
+        xla: whether XLA compiles a micro batch. It may leave out what it can compute again (ReLU, casts and so on),
+            so only half of the activations are taken for certain.
 
     Raises:
         InputError: the device has less than memory.least.
     """
-    if device_bytes is None or memory.least <= device_bytes:
+    certain = dataclasses.replace(memory, activations=memory.activations // 2) if xla else memory
+    if device_bytes is None or certain.least <= device_bytes:
         return
     batch = micro_batch * accumulate
     smaller = [size for size in range(micro_batch - 1, 0, -1) if batch % size == 0]
@@ -146,24 +150,24 @@ def check(memory: Memory, device_bytes: int | None, *, micro_batch: int, accumul
         return most - parts * (micro_batch - size) // micro_batch <= device_bytes
 
     likely = [size for size in smaller if fitting(size, memory.total, memory.activations + memory.working)]
-    possible = [size for size in smaller if fitting(size, memory.least, memory.activations)]
+    possible = [size for size in smaller if fitting(size, certain.least, certain.activations)]
     if likely or possible:
         size = (likely or possible)[0]
         remedy = f'--micro_batch={size} --accumulate={batch // size} takes as many pictures an update'
     else:
         remedy = 'not even one picture at a time fits: take a smaller --backbone, --width or --image_size'
     raise InputError(
-        f'--micro_batch={micro_batch}: needs at least {_gigabytes(memory.least)} GB a device, of which there are '
-        f'{_gigabytes(device_bytes)} GB; {remedy}'
+        f'--micro_batch={micro_batch}: needs at least {_readable(certain.least)} of a device, which has '
+        f'{_readable(device_bytes)}; {remedy}'
     )
 
 
 def describe(memory: Memory, device_bytes: int | None) -> str:
     """The line of the plan: the total, its parts, and what there is."""
     names = ('weights', 'optimizer', 'gradients', 'activations', 'working', 'copies', 'batch')
-    parts = ', '.join(f'{name} {_gigabytes(getattr(memory, name))}' for name in names)
-    there = '' if device_bytes is None else f' of {_gigabytes(device_bytes)} GB'
-    return f'memory a device: {_gigabytes(memory.total)} GB ({parts}){there}'
+    parts = ', '.join(f'{name} {_readable(getattr(memory, name))}' for name in names)
+    there = '' if device_bytes is None else f' of {_readable(device_bytes)}'
+    return f'memory a device: {_readable(memory.total)}{there} ({parts})'
 
 
 def _kept_a_picture(classifier: keras.Model) -> int:
@@ -259,5 +263,5 @@ def _number(path: str) -> int | None:
     return int(text) if text.isdigit() else None  # `max` is no limit
 
 
-def _gigabytes(count: int) -> str:
-    return f'{count / 1e9:.1f}' if count >= 1e9 else f'{count / 1e9:.2f}'
+def _readable(count: int) -> str:
+    return f'{count / 1e9:.1f} GB' if count >= 1e9 else f'{count / 1e6:.0f} MB'

@@ -335,7 +335,7 @@ def _print_plan(
             )
         )
     most = max(needs, key=lambda need: need.total)
-    memory.check(most, device_bytes, micro_batch=MICRO_BATCH.value, accumulate=ACCUMULATE.value)
+    memory.check(most, device_bytes, micro_batch=MICRO_BATCH.value, accumulate=ACCUMULATE.value, xla=model.xla)
     print(f'{BACKBONE.value}: {model.classifier.count_params():,} parameters, {len(shards.label_map):,} categories')
     print(
         f'{images:,} pictures a pass, {batch:,} an update ({ACCUMULATE.value} micro batches of {MICRO_BATCH.value} on '

@@ -139,20 +139,27 @@ def test_where_no_picture_fits_a_smaller_network_is_the_remedy():
             memory.check(replace(PLAIN, activations=10 * size), 69, micro_batch=size, accumulate=3)
 
 
-def test_the_refusal_and_the_plan_are_one_line_in_gigabytes():
+def test_the_refusal_and_the_plan_are_one_line():
     large = Memory(*(int(value * 1e9) for value in (0.13, 0.26, 0.13, 40.68, 3, 0.13, 0.15)))
     expected = (
-        '--micro_batch=4096: needs at least 41.2 GB a device, of which there are 16.0 GB; '
+        '--micro_batch=4096: needs at least 41.2 GB of a device, which has 16.0 GB; '
         '--micro_batch=1024 --accumulate=4 takes as many pictures an update'
     )
     with pytest.raises(InputError, match=f'^{re.escape(expected)}$'):
         memory.check(large, 16_000_000_000, micro_batch=4096, accumulate=1)
-    line = (
-        'memory a device: 44.5 GB (weights 0.13, optimizer 0.26, gradients 0.13, activations 40.7, working 3.0, '
-        'copies 0.13, batch 0.15)'
+    parts = (
+        '(weights 130 MB, optimizer 260 MB, gradients 130 MB, activations 40.7 GB, working 3.0 GB, copies 130 MB, '
+        'batch 150 MB)'
     )
-    assert memory.describe(large, 16_000_000_000) == f'{line} of 16.0 GB'
-    assert memory.describe(large, None) == line
+    assert memory.describe(large, 16_000_000_000) == f'memory a device: 44.5 GB of 16.0 GB {parts}'
+    assert memory.describe(large, None) == f'memory a device: 44.5 GB {parts}'
+
+
+def test_half_of_the_activations_are_certain_where_xla_may_compute_them_again():
+    assert PLAIN.activations == 80
+    memory.check(PLAIN, 100, micro_batch=8, accumulate=3, xla=True)
+    with pytest.raises(InputError, match='needs at least 0 MB'):
+        memory.check(PLAIN, 99, micro_batch=8, accumulate=3, xla=True)
 
 
 @pytest.mark.parametrize(
