@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
+from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, one_line
 
 ONE_MACHINE = ('auto', 'one', 'mirrored')
 STRATEGIES = (*ONE_MACHINE, 'multiworker')
 PRECISIONS = ('float32', 'mixed_bfloat16', 'mixed_float16')
 XLA = ('auto', 'on', 'off')
+# What TensorFlow raises when another machine has gone.
+LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
 
 
 @functools.cache  # a second MirroredStrategy in one process mixes up the first's all-reduces (tensorflow issue 61314)
@@ -27,11 +31,12 @@ def strategy(name: str) -> tf.distribute.Strategy:
             machines that TF_CONFIG lists; waits until all of them are there).
 
     Raises:
-        InputError: multiworker, and TF_CONFIG doesn't say which machines there are.
+        InputError: multiworker, and TF_CONFIG doesn't say which machines there are, or one has gone meanwhile.
     """
     if name == 'multiworker':
         _check_cluster(os.environ.get('TF_CONFIG', ''))
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        with lost_in_one_line():
+            return tf.distribute.MultiWorkerMirroredStrategy()
     gpus = tf.config.list_logical_devices('GPU')
     if name == 'mirrored' or (name == 'auto' and len(gpus) > 1):
         return tf.distribute.MirroredStrategy([device.name for device in gpus or tf.config.list_logical_devices('CPU')])
@@ -42,6 +47,18 @@ def place(strategy: tf.distribute.Strategy) -> tuple[int, int]:
     """The number of this machine, and of how many; number 0 is the chief, which alone writes the run."""
     cluster = strategy.cluster_resolver
     return (cluster.task_id, cluster.cluster_spec().num_tasks('worker')) if cluster else (0, 1)
+
+
+def place_in_cluster() -> tuple[int, int]:
+    """place() by TF_CONFIG, without meeting the other machines.
+
+    Raises:
+        InputError: TF_CONFIG doesn't say which machines there are.
+    """
+    config = os.environ.get('TF_CONFIG', '')
+    _check_cluster(config)
+    found = json.loads(config)
+    return found['task']['index'], len(found['cluster']['worker'])
 
 
 def set_precision(name: str) -> None:
@@ -71,6 +88,29 @@ def check_agreement(strategy: tf.distribute.Strategy, number: int, *, what: str)
     numbers = strategy.experimental_local_results(gathered(tf.constant(number, tf.int32)))[0].numpy()
     if len(set(numbers.tolist())) > 1:
         raise InputError(f'the machines do not begin with {what} ({numbers.tolist()}); is --run_dir a shared folder?')
+
+
+@contextlib.contextmanager
+def lost_in_one_line() -> Iterator[None]:
+    """Around what several machines do together: says it in one line where TensorFlow misses one of them.
+
+    Raises:
+        InputError: another machine has gone.
+    """
+    try:
+        yield
+    except LOST as error:
+        raise InputError(
+            f'another machine has gone ({reason(error)}); give the same command on all machines to go on from the last '
+            'checkpoint'
+        ) from None
+
+
+def reason(error: tf.errors.OpError) -> str:
+    """What an error of TensorFlow says, in one line without the places where the graph was made."""
+    places = ('Graph execution error', 'Detected at node', 'File "')
+    lines = [line.strip() for line in error.message.splitlines()]
+    return one_line(Exception(next((line for line in lines if line and not line.startswith(places)), error.message)))
 
 
 def _check_cluster(config: str) -> None:

@@ -25,11 +25,9 @@ from model.evaluation import Evaluation, Evaluator
 from model.history import History, Window
 from model.stages import Schedule, Segment
 from pipeline import program, storage
-from pipeline.errors import InputError, one_line
+from pipeline.errors import InputError
 
 TIMED_UPDATES = 20  # after so many the time left is told
-# What TensorFlow raises when another machine has gone.
-LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
 
 
 @dataclass(frozen=True)
@@ -86,6 +84,7 @@ class Loop:
         self.folder = storage.join(options.run_dir, 'checkpoints')
         self.state = State(settings=options.settings)
         self._signal = 0  # the one that asked to end; 0: none
+        self._leaving = False  # whether this machine or another was asked to end
         self._saved = time.monotonic()
         self._times: list[float] = []  # when each of the first updates of this process ended
 
@@ -106,7 +105,7 @@ class Loop:
             Whether the schedule is at its end.
 
         Raises:
-            InputError: the loss is no longer finite, a device has too little memory, or another machine has gone.
+            InputError: the loss is no longer finite, or a device has too little memory.
         """
         if self.is_chief:
             self._history = History(self.options.run_dir, step=self.state.step)
@@ -158,7 +157,8 @@ class Loop:
             done = self.state.step - segment.start
             if done % self.options.history_steps == 0 and self.state.step < segment.end:
                 self._add_row()
-            if found['leaving']:
+            self._leaving = found['leaving'] > 0
+            if self._leaving:
                 return False
             if time.monotonic() - self._saved > self.options.save_seconds:
                 self._save()
@@ -287,25 +287,18 @@ class Loop:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-        if self._signal:
+        if self._signal or self._leaving:
             print(f'ended as asked; the same command goes on from {checkpoint.last_path(self.folder)}')
         if self._signal == signal.SIGINT:
             raise KeyboardInterrupt
 
     @contextlib.contextmanager
     def _errors_of_one_line(self) -> Iterator[None]:
-        """Says what TensorFlow means where memory or another machine is gone."""
+        """Says what TensorFlow means where memory is gone."""
         try:
             yield
         except tf.errors.ResourceExhaustedError as error:
             raise InputError(
-                f'update {self.state.step + 1:,}: a device has too little memory ({one_line(error.message)[:200]}); '
+                f'update {self.state.step + 1:,}: a device has too little memory ({devices.reason(error)}); '
                 'give a smaller --micro_batch and as much larger an --accumulate'
-            ) from None
-        except LOST as error:
-            if devices.place(self.strategy)[1] == 1:
-                raise
-            raise InputError(
-                f'update {self.state.step + 1:,}: another machine has gone ({one_line(error.message)[:200]}); give the '
-                'same command on all machines to go on from the last checkpoint'
             ) from None

@@ -148,14 +148,21 @@ def main(argv: list[str]) -> None:
     _check_flags(shards)
     runs.check_folder(RUN_DIR.value)
     devices.set_precision(PRECISION.value)
-    strategy = devices.strategy(STRATEGY.value)
-    worker, workers = devices.place(strategy)
+    # Of a finished run the other machines may have left already, and would be waited for.
+    alone = STRATEGY.value == 'multiworker' and runs.is_finished(RUN_DIR.value)
+    strategy = devices.strategy('one' if alone else STRATEGY.value)
+    worker, workers = devices.place_in_cluster() if alone else devices.place(strategy)
     _stream(shards, strategy, start_step=0)  # refuses too few shards before a run is made
-    with strategy.scope(), contextlib.nullcontext() if worker == 0 else contextlib.redirect_stdout(None):
+    quiet = contextlib.redirect_stdout(None) if worker else contextlib.nullcontext()
+    together = devices.lost_in_one_line() if workers > 1 else contextlib.nullcontext()
+    with strategy.scope(), quiet, together:
         random.seed(SEED.value)  # Keras draws the seeds of first weights and dropout from here
         backbone = backbones.build(BACKBONE.value, image_size=IMAGE_SIZE.value, width=WIDTH.value)
         schedule = _schedule(shards, backbone, replicas=strategy.num_replicas_in_sync)
-        runs.check_settings(RUN_DIR.value, _settings(shards, strategy))
+        settings = _settings(shards, strategy)
+        if alone:  # how many devices the machines had together, it can't tell
+            settings |= {'replicas': runs.read_settings(RUN_DIR.value)['replicas'], 'workers': workers}
+        runs.check_settings(RUN_DIR.value, settings)
         if runs.is_finished(RUN_DIR.value):
             print(f'{RUN_DIR.value}: training is finished already; give another --run_dir to train again')
         elif not _train(shards, backbone, schedule, strategy):
@@ -261,6 +268,8 @@ def _train(shards: Shards, backbone: Backbone, schedule: Schedule, strategy: tf.
     )
     _print_plan(shards, backbone, schedule, model, strategy)
     found = checkpoint.read(training.folder)
+    # Before anything else: going on makes variables, for which all machines meet.
+    devices.check_agreement(strategy, found.state.step if found else 0, what='the same checkpoint')
     if found:
         training.resume(found)
         print(f'going on from {found.path}, update {found.state.step:,} of {schedule.total_steps:,}')
@@ -269,7 +278,6 @@ def _train(shards: Shards, backbone: Backbone, schedule: Schedule, strategy: tf.
         if worker == 0:
             runs.write_settings(RUN_DIR.value, settings)
     part_dropout(model, strategy)
-    devices.check_agreement(strategy, training.state.step, what='the same checkpoint')
     validation = _validation(shards, strategy, limit=VAL_IMAGES.value)
     stream = iter(_stream(shards, strategy, start_step=training.state.step))
     with training.listening():

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import csv
 import json
 import os
 import re
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -17,15 +24,16 @@ import pytest
 import tensorflow as tf
 
 from ensemble import logits
-from model import devices, train
+from model import checkpoint, devices, train
 from pipeline import dataset, program
 from pipeline.errors import InputError
 from tests import shards as small
 
+# 9 updates: artificial epochs and the first stage end at 3, 6, 9; rows of history at 2 updates and at each end.
 FLAGS = (
     '--backbone=xception_small', '--width=0.01', '--weights=none', '--image_size=32', '--micro_batch=8',
-    '--accumulate=2', '--epoch_images=192', '--val_images=1000', '--dropout=0.2', '--flip_probability=0.5',
-    '--predict=val',
+    '--accumulate=2', '--epoch_images=96', '--val_images=1000', '--history_images=64', '--dropout=0.2',
+    '--flip_probability=0.5', '--epochs=2', '--unfreeze=block4@0,all@0.67', '--predict=val',
 )  # fmt: skip
 
 
@@ -66,51 +74,170 @@ def test_a_cluster_that_is_not_told_is_refused_in_one_line(monkeypatch, config):
         devices.strategy('multiworker')
 
 
-@pytest.mark.slow
-def test_two_machines_train_one_model_each_on_its_own_shards(shards, tmp_path):
-    """Over two passes: the same weights on both to the bit, and a validation that is that of the finished model."""
-    outputs = run_workers(tmp_path, f'--shards_dir={shards.folder}', '--epochs=2')
-    assert outputs[1] == 'worker 1 of 2 is done; the first one predicts\n'
-    assert sorted(os.listdir(tmp_path)) == ['latest', 'run', 'worker0.npz', 'worker1.npz'], 'only the first writes'
+@pytest.fixture(scope='module')
+def undisturbed(shards, tmp_path_factory) -> Path:
+    """A run of two machines that nothing stopped."""
+    folder = tmp_path_factory.mktemp('undisturbed')
+    first, second = run_workers(folder, shards)
+    assert (first.code, second.code) == (0, 0), first.errors + second.errors
+    assert second.output == 'worker 1 of 2 is done; the first one predicts\n'
+    return folder
 
-    finished = keras.models.load_model(tmp_path / 'run' / 'model.keras', compile=False).get_weights()
+
+@pytest.mark.slow
+def test_two_machines_train_one_model_each_on_its_own_shards(shards, undisturbed):
+    """Over two passes: the same weights on both to the bit, and a validation that is that of the finished model."""
+    assert sorted(os.listdir(undisturbed)) == ['latest', 'run', 'worker0.npz', 'worker1.npz'], 'only the first writes'
+    assert_same_end(undisturbed, undisturbed)
     files = shards.manifest.of_split('train')
     for worker in (0, 1):
-        found = np.load(tmp_path / f'worker{worker}.npz')
-        for number, expected in enumerate(finished):
-            np.testing.assert_array_equal(found[f'arr_{number}'], expected)
+        seen = np.load(undisturbed / f'worker{worker}.npz')['seen'].tolist()
         own = {
             product
             for file in files[worker::2]
             for ids in dataset.products(shards, [file], batch_size=1)
             for product in ids[2].numpy().tolist()
         }
-        trained = {product for product in found['seen'].tolist() if product <= 3 * 69 + 1}
-        assert trained == own
+        assert {product for product in seen if product <= 3 * 69 + 1} == own
 
-    with open(tmp_path / 'run' / 'history.csv', newline='') as file:
-        rows = list(csv.DictReader(file))
-    assert [int(row['step']) for row in rows] == [6, 9], '280 pictures in batches of 32'
-    store = str(tmp_path / 'run' / 'logits' / 'val')
+    assert [int(row['step']) for row in history(undisturbed)] == [2, 3, 5, 6, 8, 9], '280 pictures in batches of 32'
+    store = str(undisturbed / 'run' / 'logits' / 'val')
     found = logits.Rows.concatenate(
         [rows for file in logits.read_manifest(store).files for rows in logits.read_shard(store, file)]
     )
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(found.label, found.logits.astype(np.float32))
-    assert float(rows[-1]['val_loss']) == pytest.approx(np.mean(losses), rel=1e-2)
+    assert float(history(undisturbed)[-1]['val_loss']) == pytest.approx(np.mean(losses), rel=1e-2)
 
 
-def run_workers(folder, *flags: str) -> list[str]:
-    """Runs model.train on two workers of this machine; what each printed."""
+@pytest.mark.slow
+def test_two_replicas_of_one_machine_that_take_the_streams_of_two_make_the_same_run(
+    shards, undisturbed, tmp_path, monkeypatch
+):
+    """With batch normalisation, dropout and two stages; bit for bit the same where this was written."""
+
+    def streams(shards: dataset.Shards, strategy: Any, *, start_step: int) -> Iterator[Any]:
+        options: dict[str, Any] = {'seed': 0, 'batch_size': 16, 'start_step': start_step, 'workers': 2}
+        workers = [iter(dataset.train(shards, worker=worker, **options)) for worker in (0, 1)]
+        while True:
+            yield strategy.experimental_distribute_values_from_function(
+                lambda context: next(workers[context.replica_id_in_sync_group])
+            )
+
+    monkeypatch.setattr(train, '_stream', streams)
+    run_dir = tmp_path / 'run'
+    train.main(['train', f'--shards_dir={shards.folder}', *FLAGS, f'--run_dir={run_dir}', '--strategy=mirrored'])
+    for got, expected in zip(weights(tmp_path), weights(undisturbed), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-6)
+    numbers, expected_numbers = (
+        [[float(cell or 0) for cell in row.values()] for row in history(folder)] for folder in (tmp_path, undisturbed)
+    )
+    np.testing.assert_allclose(numbers, expected_numbers, atol=2e-6)
+
+
+@pytest.mark.slow
+def test_a_machine_that_is_killed_ends_the_other_and_the_same_command_goes_on(shards, undisturbed, tmp_path):
+    """The second one, in the middle of the second artificial epoch; then the first one, in the third."""
+    for worker, moment, step in ((1, 'update 4', 3), (0, 'update 4', 6)):
+        ended = run_workers(tmp_path, shards, stops={worker: ('KILL', moment)})
+        killed, survivor = ended[worker], ended[1 - worker]
+        assert killed.code == -signal.SIGKILL, killed.errors
+        assert survivor.code == 1, survivor.errors
+        assert re.search(
+            r'^error: another machine has gone \([^()]+\); '
+            'give the same command on all machines to go on from the last checkpoint$',
+            survivor.errors,
+            re.MULTILINE,
+        )
+        assert 'Traceback' not in survivor.errors
+        assert last_step(tmp_path) == step
+    assert [one.code for one in run_workers(tmp_path, shards)] == [0, 0]
+    assert_same_end(tmp_path, undisturbed)
+
+
+@pytest.mark.slow
+def test_machines_that_start_it_until_it_ends_need_nobody(shards, undisturbed, tmp_path):
+    """The shell loop of README. The first one is killed just after it met the other, the other in an update."""
+    stops = {0: ('KILL', 'model 0'), 1: ('KILL', 'update 4')}
+    ended = run_workers(tmp_path, shards, stops=stops, shell='until "$@"; do sleep 1; done')
+    assert [one.code for one in ended] == [0, 0], ended
+    assert {'worker0 model 0', 'worker1 update 4'} <= set(os.listdir(tmp_path)), 'they were killed'
+    assert_same_end(tmp_path, undisturbed)
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_machine_or_to_both_ends_both_after_the_same_update(shards, undisturbed, tmp_path):
+    both = {0: ('TERM', 'update 1'), 1: ('TERM', 'update 1')}
+    for stops, step in (({1: ('TERM', 'update 4')}, 5), (both, 7)):
+        ended = run_workers(tmp_path, shards, stops=stops)
+        assert [one.code for one in ended] == [0, 0], ended
+        path = tmp_path / 'run' / 'checkpoints' / f'step-{step:09d}.npz'
+        assert ended[0].output.endswith(f'ended as asked; the same command goes on from {path}\n')
+        assert last_step(tmp_path) == step
+        first, second = (np.load(tmp_path / f'worker{worker}.npz') for worker in (0, 1))
+        assert first['updates'] == second['updates']
+        for name in first.files:
+            if name.startswith('arr_'):
+                np.testing.assert_array_equal(first[name], second[name])
+    assert [one.code for one in run_workers(tmp_path, shards)] == [0, 0]
+    assert_same_end(tmp_path, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('worker', 'last'), [(0, 'next: python -m ensemble.combine'), (1, 'worker 1 of 2 is done;')])
+def test_a_machine_that_comes_back_to_a_finished_run_does_not_wait_for_the_others(
+    shards, undisturbed, monkeypatch, capsys, worker, last
+):
+    """As after kill -9 while the first one predicts, the others having ended; their ports are no one's."""
+    cluster = {'worker': ['localhost:1', 'localhost:2']}
+    monkeypatch.setenv('TF_CONFIG', json.dumps({'cluster': cluster, 'task': {'type': 'worker', 'index': worker}}))
+    command = ['train', f'--shards_dir={shards.folder}', f'--run_dir={undisturbed}/run', *FLAGS]
+    train.main([*command, '--strategy=multiworker'])
+    assert capsys.readouterr().out.splitlines()[-1].startswith(last)
+    with pytest.raises(InputError, match='began with seed=0, now it is 1'):
+        train.main([*command, '--strategy=multiworker', '--seed=1'])
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_only_one_machine_sees_is_refused_by_both(shards, undisturbed, tmp_path):
+    own = tmp_path / 'run'
+    shutil.copytree(undisturbed / 'run' / 'checkpoints', own / 'checkpoints')
+    shutil.copy(undisturbed / 'run' / 'run.json', own)
+    for one in run_workers(tmp_path, shards, run_dirs=('run', 'other')):
+        assert one.code == 1
+        assert one.errors.splitlines()[-1] == (
+            'error: the machines do not begin with the same checkpoint ([9, 0]); is --run_dir a shared folder?'
+        ), one.errors
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A worker that has ended."""
+
+    code: int
+    output: str
+    errors: str
+
+
+def run_workers(
+    folder: Path,
+    shards: dataset.Shards,
+    *,
+    stops: Mapping[int, tuple[str, str]] = {},  # noqa: B006
+    run_dirs: tuple[str, str] = ('run', 'run'),
+    shell: str = 'exec "$@"',
+) -> list[Ended]:
+    """Runs model.train on two workers of this machine; `stops` has which gets which signal at which moment."""
     for _ in range(3):
-        codes, outputs, errors = zip(*run_workers_once(folder, *flags), strict=True)
+        ended = _run_workers(folder, shards, stops, run_dirs, shell)
         # TensorFlow gives up a worker that is silent for 10 seconds: here one that was suspended, with the machine.
-        if not any('heartbeat timeout' in error for error in errors):
+        if stops or not any(one.code and 'heartbeat timeout' in one.errors for one in ended):
             break
-    assert codes == (0, 0), errors
-    return list(outputs)
+    return ended
 
 
-def run_workers_once(folder, *flags: str) -> list[tuple[int, str, str]]:
+def _run_workers(
+    folder: Path, shards: dataset.Shards, stops: Mapping[int, tuple[str, str]], run_dirs: tuple[str, str], shell: str
+) -> list[Ended]:
     with contextlib.ExitStack() as sockets:
         free = [sockets.enter_context(socket.create_server(('localhost', 0))) for _ in range(2)]
         cluster = {'worker': [f'localhost:{one.getsockname()[1]}' for one in free]}
@@ -118,13 +245,53 @@ def run_workers_once(folder, *flags: str) -> list[tuple[int, str, str]]:
         workers = []
         for index in range(2):
             config = json.dumps({'cluster': cluster, 'task': {'type': 'worker', 'index': index}})
-            command = [sys.executable, '-m', 'tests.model.one_worker', str(folder / f'worker{index}'), *FLAGS, *flags]
+            command = [sys.executable, '-m', 'tests.model.one_worker', str(folder / f'worker{index}')]
+            flags = [f'--shards_dir={shards.folder}', f'--run_dir={folder / run_dirs[index]}', '--strategy=multiworker']
             worker = subprocess.Popen(
-                [*command, '--strategy=multiworker', f'--run_dir={folder}/run'],
+                ['sh', '-c', shell, 'sh', *command, *stops.get(index, ('KILL', 'never')), *FLAGS, *flags],
                 env={**os.environ, 'TF_CONFIG': config}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                start_new_session=True,
             )  # fmt: skip
             running.enter_context(worker)
-            running.callback(worker.kill)
+            running.callback(_kill_group, worker.pid)
             workers.append(worker)
-        said = [worker.communicate(timeout=300) for worker in workers]
-        return [(worker.returncode, *both) for worker, both in zip(workers, said, strict=True)]
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:  # both are read, so that neither waits for the other
+            said = list(pool.map(lambda worker: worker.communicate(timeout=400), workers))
+        return [Ended(worker.returncode, *both) for worker, both in zip(workers, said, strict=True)]
+
+
+def _kill_group(pid: int) -> None:
+    """Ends a worker with its shell."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def weights(folder: Path) -> list[np.ndarray]:
+    """Of the finished model."""
+    return keras.models.load_model(folder / 'run' / 'model.keras', compile=False).get_weights()
+
+
+def history(folder: Path) -> list[dict[str, str]]:
+    """The run's rows, without the speed."""
+    with open(folder / 'run' / 'history.csv', newline='') as file:
+        return [
+            {name: cell for name, cell in row.items() if name != 'images_per_second'} for row in csv.DictReader(file)
+        ]
+
+
+def last_step(folder: Path) -> int:
+    """The last checkpoint's."""
+    found = checkpoint.read(str(folder / 'run' / 'checkpoints'))
+    assert found
+    return found.state.step
+
+
+def assert_same_end(folder: Path, expected: Path) -> None:
+    """Bit for bit the weights of another run, on both machines, and the same history."""
+    for worker in (0, 1):
+        found = np.load(folder / f'worker{worker}.npz')
+        for number, value in enumerate(weights(expected)):
+            np.testing.assert_array_equal(found[f'arr_{number}'], value)
+    for got, value in zip(weights(folder), weights(expected), strict=True):
+        np.testing.assert_array_equal(got, value)
+    assert history(folder) == history(expected)
