@@ -83,7 +83,7 @@ class AccumulatingModel(keras.Model):
 
         Returns:
             float32 [] each, the same on all replicas: loss and accuracy (means over the effective batch, before the
-            update; without regularisation), gradient_norm, and leaving: how many replicas were asked to end.
+            update; smoothed, without regularisation), gradient_norm, and leaving: how many replicas were asked to end.
         """
         loss, hits, gradients = self._summed_over_micro_batches(*data)
         count = tf.cast(tf.shape(data[0])[0], tf.float32)

@@ -62,7 +62,7 @@ def save(model: keras.Model, state: State, folder: str) -> str:
         Its path.
     """
     storage.make_folder(folder)
-    path = storage.join(folder, f'step-{state.step:09d}.npz')
+    path = path_of(folder, state.step)
     arrays = {
         f'{kind}/{number:05d}': keras.ops.convert_to_numpy(variable)
         for kind, variables in _variables(model).items()
@@ -102,6 +102,11 @@ def restore(model: keras.Model, checkpoint: Checkpoint) -> None:
             raise RuntimeError(f'{checkpoint.path}: its {kind} has other shapes than the model')
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
+
+
+def path_of(folder: str, step: int) -> str:
+    """Where the checkpoint after so many updates lies."""
+    return storage.join(folder, f'step-{step:09d}.npz')
 
 
 def _variables(model: keras.Model) -> dict[str, list[Any]]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
-from pipeline.errors import InputError, one_line
+from pipeline.errors import InputError, TemporaryError, one_line
 
 ONE_MACHINE = ('auto', 'one', 'mirrored')
 STRATEGIES = (*ONE_MACHINE, 'multiworker')
@@ -91,16 +91,27 @@ def check_agreement(strategy: tf.distribute.Strategy, number: int, *, what: str)
 
 
 @contextlib.contextmanager
+def first_machine_first(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """The other machines begin what is in the block when the first one has ended it."""
+    worker, _ = place(strategy)
+    if worker:
+        check_agreement(strategy, 0, what='the same work')
+    yield
+    if not worker:
+        check_agreement(strategy, 0, what='the same work')
+
+
+@contextlib.contextmanager
 def lost_in_one_line() -> Iterator[None]:
     """Around what several machines do together: says it in one line where TensorFlow misses one of them.
 
     Raises:
-        InputError: another machine has gone.
+        TemporaryError: another machine has gone.
     """
     try:
         yield
     except LOST as error:
-        raise InputError(
+        raise TemporaryError(
             f'another machine has gone ({reason(error)}); give the same command on all machines to go on from the last '
             'checkpoint'
         ) from None

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from model.accumulate import AccumulatingModel
-from pipeline import tables
+from pipeline import program, tables
 from pipeline.categories import Categories
 
 CATEGORY_COLUMNS = ('label', 'category_id', 'level1', 'level2', 'level3', 'images', 'accuracy')
@@ -75,16 +75,32 @@ class Evaluator:
 
         self._step = step
 
-    def evaluate(self, batches: Any, *, go_on: Callable[[], bool] = lambda: True) -> Evaluation | None:
-        """Goes through distributed batches of pipeline.dataset.evaluation; None if `go_on` said no between two."""
+    def evaluate(
+        self, batches: Any, *, images: int | None = None, go_on: Callable[[], bool] = lambda: True
+    ) -> Evaluation | None:
+        """Goes through distributed batches of pipeline.dataset.evaluation.
+
+        Args:
+            batches: the batches.
+            images: how many pictures there are, for the progress bar; None: there is none.
+            go_on: asked between two batches.
+
+        Returns:
+            What was found; None if `go_on` said no.
+        """
         sums = np.zeros(4 + 2 * self.classes)
-        for batch in batches:
-            if not go_on():
-                return None
-            sums += self.strategy.experimental_local_results(self._step(batch))[0].numpy()
-        images, hits = np.rint(sums[4:]).astype(np.int64).reshape(2, self.classes)
-        loss, *levels = sums[:4] / images.sum()
-        return Evaluation(float(loss), tuple(float(level) for level in levels), images, hits)
+        with program.progress(
+            total=images or 0, label='validate', unit=' images', delay=5, leave=False, disable=images is None
+        ) as bar:
+            for batch in batches:
+                if not go_on():
+                    return None
+                found = self.strategy.experimental_local_results(self._step(batch))[0].numpy()
+                sums += found
+                bar.update(round(float(found[4 : 4 + self.classes].sum())))
+        seen, hits = np.rint(sums[4:]).astype(np.int64).reshape(2, self.classes)
+        loss, *levels = sums[:4] / seen.sum()
+        return Evaluation(float(loss), tuple(float(level) for level in levels), seen, hits)
 
 
 def write_by_category(evaluation: Evaluation, label_map: Categories, path: str) -> None:

@@ -65,6 +65,6 @@ class History:
     def add(self, row: Mapping[str, Any]) -> None:
         """Adds a row; columns that it lacks stay empty."""
         cells = [row.get(name, '') for name in COLUMNS]
-        text = ','.join(f'{cell:.6g}' if isinstance(cell, float) else str(cell) for cell in cells)
+        text = ','.join(f'{cell:.7g}' if isinstance(cell, float) else str(cell) for cell in cells)
         with open(self.path, 'a', encoding='utf-8', newline='') as file:
             file.write(text + '\n')

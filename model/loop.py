@@ -28,6 +28,7 @@ from pipeline import program, storage
 from pipeline.errors import InputError
 
 TIMED_UPDATES = 20  # after so many the time left is told
+LEAST_SCALE = 2.0**-10  # of the loss; Keras begins with 2 to the 15 for the mean of a micro batch
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Options:
         batch_images: pictures of an effective batch, over all replicas.
         history_steps: updates in a row of history.csv.
         save_seconds: time after which it saves a checkpoint within an artificial epoch.
+        val_images: validation pictures after an artificial epoch.
         show_graph: whether TensorBoard gets the graph.
     """
 
@@ -48,6 +50,7 @@ class Options:
     batch_images: int
     history_steps: int
     save_seconds: float
+    val_images: int
     show_graph: bool
 
 
@@ -86,6 +89,7 @@ class Loop:
         self._signal = 0  # the one that asked to end; 0: none
         self._leaving = False  # whether this machine or another was asked to end
         self._saved = time.monotonic()
+        self._last: str | None = None  # the checkpoint to go on from
         self._times: list[float] = []  # when each of the first updates of this process ended
 
     def resume(self, found: checkpoint.Checkpoint) -> None:
@@ -93,6 +97,7 @@ class Loop:
         self._begin(found.state.stage)
         checkpoint.restore(self.model, found)
         self.state = found.state
+        self._last = found.path
 
     def run(self, stream: Iterator[Any], validation: Any) -> bool:
         """Trains to the end of the schedule, or until it is asked to end, and saves then.
@@ -108,7 +113,8 @@ class Loop:
             InputError: the loss is no longer finite, or a device has too little memory.
         """
         if self.is_chief:
-            self._history = History(self.options.run_dir, step=self.state.step)
+            open_updates = self.state.window.images // self.options.batch_images  # of a row that isn't written yet
+            self._history = History(self.options.run_dir, step=self.state.step - open_updates)
             self._board = Board(storage.join(self.options.run_dir, 'tensorboard'))
         images = self.options.batch_images
         bar = program.progress(
@@ -178,23 +184,29 @@ class Loop:
         }
         if self.is_chief and step == 0 and self.options.show_graph:
             self._board.graph(self._update.get_concrete_function(batch, leave).graph)
-        # Where the loss is scaled (mixed_float16), Keras leaves out an update whose gradients aren't finite.
-        scaled = hasattr(self.model.optimizer, 'inner_optimizer')
-        if not math.isfinite(found['loss']) or not (scaled or math.isfinite(found['gradient_norm'])):
+        if not math.isfinite(found['loss']) or not (math.isfinite(found['gradient_norm']) or self._scales_down()):
             images = self.options.batch_images
             raise InputError(
                 f'update {step + 1:,} (pictures {step * images:,} to {(step + 1) * images - 1:,} of the run): the loss '
                 f'is {found["loss"]:g}, the length of its gradient {found["gradient_norm"]:g}; the last good '
-                f'checkpoint is {checkpoint.last_path(self.folder) or "none"}; begin another --run_dir with a smaller '
-                '--learning_rate'
+                f'checkpoint is {self._last or "none"}; begin another --run_dir with a smaller --learning_rate'
             )
         return found
+
+    def _scales_down(self) -> bool:
+        """Whether a gradient that isn't finite means no more than a loss scaled too much (mixed_float16).
+
+        Keras leaves such an update out and halves the scale; below LEAST_SCALE something else is wrong.
+        """
+        scale = getattr(self.model.optimizer, 'dynamic_scale', None)
+        return scale is not None and float(scale.numpy()) >= LEAST_SCALE
 
     def _validate(self, segment: Segment, validation: Any) -> bool:
         """Ends an artificial epoch: its last row, and the best model; False if it was asked to end meanwhile."""
         found: Evaluation | None = None
         if validation is not None:
-            found = self.evaluator.evaluate(validation, go_on=self.go_on)
+            shown = self.options.val_images if self.is_chief else None
+            found = self.evaluator.evaluate(validation, images=shown, go_on=self.go_on)
             if found is None:
                 return False
         self._add_row(**found.columns() if found else {})
@@ -208,6 +220,11 @@ class Loop:
             told = f', validation accuracy {found.accuracy:.4f}, the best {best:.4f}' if found else ''
             self._bar.write(f'artificial epoch {self.state.epoch}: update {segment.end:,}{told}')
         return True
+
+    @property
+    def asked(self) -> bool:
+        """Whether this machine, or another in the last update, was asked to end."""
+        return self._signal != 0 or self._leaving
 
     def go_on(self) -> bool:
         """Whether nobody asked to end; several machines end together, after an update, so one alone goes on."""
@@ -263,6 +280,7 @@ class Loop:
     def _save(self) -> None:
         if self.is_chief:
             checkpoint.save(self.model, self.state, self.folder)
+        self._last = checkpoint.path_of(self.folder, self.state.step)
         self._saved = time.monotonic()
 
     def _move(self, **changes: Any) -> None:
@@ -270,14 +288,14 @@ class Loop:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Has SIGTERM and Ctrl-C ask to end; a second one is not waited for.
+        """Has SIGTERM and Ctrl-C ask to end; a second Ctrl-C is not waited for.
 
         Raises:
             KeyboardInterrupt: at the end, after Ctrl-C.
         """
 
         def ask(number: int, frame: Any) -> None:
-            if self._signal:
+            if self._signal and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self._signal = number
 
@@ -287,8 +305,8 @@ class Loop:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-        if self._signal or self._leaving:
-            print(f'ended as asked; the same command goes on from {checkpoint.last_path(self.folder)}')
+        if self.asked:
+            print(f'ended as asked; the same command goes on from {self._last}')
         if self._signal == signal.SIGINT:
             raise KeyboardInterrupt
 
@@ -300,5 +318,5 @@ class Loop:
         except tf.errors.ResourceExhaustedError as error:
             raise InputError(
                 f'update {self.state.step + 1:,}: a device has too little memory ({devices.reason(error)}); '
-                'give a smaller --micro_batch and as much larger an --accumulate'
+                'go on with a smaller --micro_batch and as much larger an --accumulate'
             ) from None

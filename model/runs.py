@@ -50,7 +50,15 @@ def check_settings(run_dir: str, settings: dict[str, Any]) -> None:
     """
     if not storage.exists(storage.join(run_dir, SETTINGS_NAME)):
         return
-    found = read_settings(run_dir)
+    check_same(run_dir, read_settings(run_dir), settings)
+
+
+def check_same(run_dir: str, found: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Refuses settings that differ from those found.
+
+    Raises:
+        InputError: names a setting that differs.
+    """
     for name in sorted({*found, *settings}):
         if found.get(name) != settings.get(name):
             raise InputError(

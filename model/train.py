@@ -11,6 +11,7 @@ from pipeline import program  # first: it quiets the logs of what is imported be
 
 # isort: split
 import contextlib
+import io
 import random
 import time
 from typing import Any
@@ -136,8 +137,11 @@ STRATEGY = flags.DEFINE_enum(
     flag_values=FLAGS,
 )  # fmt: skip
 
-# What does not change the run: where it and its shards lie, what is kept and predicted, how devices do the same sums.
-NOT_SETTINGS = ('help', 'run_dir', 'shards_dir', 'predict', 'save_minutes', 'tensorboard_graph', 'strategy', 'xla')
+# What does not make it another run: where it and its shards lie, what is kept and predicted, how devices do the work.
+NOT_SETTINGS = (
+    'help', 'h', 'run_dir', 'shards_dir', 'predict', 'history_images', 'save_minutes', 'tensorboard_graph', 'strategy',
+    'xla', 'micro_batch', 'accumulate',
+)  # fmt: skip
 
 
 def main(argv: list[str]) -> None:
@@ -153,7 +157,7 @@ def main(argv: list[str]) -> None:
     strategy = devices.strategy('one' if alone else STRATEGY.value)
     worker, workers = devices.place_in_cluster() if alone else devices.place(strategy)
     _stream(shards, strategy, start_step=0)  # refuses too few shards before a run is made
-    quiet = contextlib.redirect_stdout(None) if worker else contextlib.nullcontext()
+    quiet = contextlib.redirect_stdout(io.StringIO()) if worker else contextlib.nullcontext()
     together = devices.lost_in_one_line() if workers > 1 else contextlib.nullcontext()
     with strategy.scope(), quiet, together:
         random.seed(SEED.value)  # Keras draws the seeds of first weights and dropout from here
@@ -195,9 +199,14 @@ def _check_flags(shards: Shards) -> None:
 def _settings(shards: Shards, strategy: tf.distribute.Strategy) -> dict[str, object]:
     """What makes the run what it is: it goes on only under the same."""
     settings = {name: FLAGS[name].value for name in FLAGS if name not in NOT_SETTINGS}
-    replicas = strategy.num_replicas_in_sync  # the effective batch hangs on it
     _, workers = devices.place(strategy)  # the order hangs on it
-    return {**settings, 'replicas': replicas, 'workers': workers, 'dataset_digest': shards.manifest.digest()}
+    return {
+        **settings,
+        'micro_batch x accumulate': _effective_batch(1),  # how it is divided may change, where memory is short
+        'replicas': strategy.num_replicas_in_sync,  # the effective batch hangs on it
+        'workers': workers,
+        'dataset_digest': shards.manifest.digest(),
+    }
 
 
 def _schedule(shards: Shards, backbone: Backbone, *, replicas: int) -> Schedule:
@@ -246,7 +255,7 @@ def _stream(shards: Shards, strategy: tf.distribute.Strategy, *, start_step: int
 
 
 def _train(shards: Shards, backbone: Backbone, schedule: Schedule, strategy: tf.distribute.Strategy) -> bool:
-    """Trains from the start or the last checkpoint; writes the finished model, unless it was asked to end before."""
+    """Trains from the start or the last checkpoint and writes the finished model; False if it was asked to end."""
     worker, workers = devices.place(strategy)
     replicas = strategy.num_replicas_in_sync
     model = _wrap(classifier.build(backbone, classes=len(shards.label_map), dropout=DROPOUT.value))
@@ -263,6 +272,7 @@ def _train(shards: Shards, backbone: Backbone, schedule: Schedule, strategy: tf.
             batch_images=_effective_batch(replicas),
             history_steps=max(1, round(HISTORY_IMAGES.value / _effective_batch(replicas))),
             save_seconds=60 * SAVE_MINUTES.value,
+            val_images=min(VAL_IMAGES.value, shards.manifest.images('val')),
             show_graph=TENSORBOARD_GRAPH.value,
         ),
     )
@@ -271,17 +281,20 @@ def _train(shards: Shards, backbone: Backbone, schedule: Schedule, strategy: tf.
     # Before anything else: going on makes variables, for which all machines meet.
     devices.check_agreement(strategy, found.state.step if found else 0, what='the same checkpoint')
     if found:
+        runs.check_same(RUN_DIR.value, found.state.settings, settings)
         training.resume(found)
         print(f'going on from {found.path}, update {found.state.step:,} of {schedule.total_steps:,}')
     else:
-        print(classifier.load_weights(model.classifier, backbone, WEIGHTS.value))
-        if worker == 0:
-            runs.write_settings(RUN_DIR.value, settings)
+        with devices.first_machine_first(strategy):  # what it downloads, others may find
+            print(classifier.load_weights(model.classifier, backbone, WEIGHTS.value))
+    if worker == 0:
+        runs.write_settings(RUN_DIR.value, settings)
     part_dropout(model, strategy)
     validation = _validation(shards, strategy, limit=VAL_IMAGES.value)
     stream = iter(_stream(shards, strategy, start_step=training.state.step))
     with training.listening():
-        return training.run(stream, validation) and _finish(shards, model, training, strategy)
+        finished = training.run(stream, validation) and _finish(shards, model, training, strategy)
+    return finished and not training.asked
 
 
 def _finish(shards: Shards, model: AccumulatingModel, training: loop.Loop, strategy: tf.distribute.Strategy) -> bool:
@@ -289,7 +302,8 @@ def _finish(shards: Shards, model: AccumulatingModel, training: loop.Loop, strat
     worker, _ = devices.place(strategy)
     validation = _validation(shards, strategy, limit=None)
     if validation is not None:
-        found = training.evaluator.evaluate(validation, go_on=training.go_on)
+        shown = None if worker else shards.manifest.images('val')
+        found = training.evaluator.evaluate(validation, images=shown, go_on=training.go_on)
         if found is None:
             return False
         if worker == 0:

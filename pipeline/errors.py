@@ -8,6 +8,10 @@ class InputError(Exception):
     """
 
 
+class TemporaryError(InputError):
+    """What the same command may not meet again, such as a machine that was lost: exit code 75, EX_TEMPFAIL."""
+
+
 def one_line(error: Exception) -> str:
     """What another package's error says, as part of a one-line message."""
     return ' '.join(str(error).split())[:300]

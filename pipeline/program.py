@@ -13,7 +13,7 @@ Synopsis:
         program.run(main)
 
 Each program has flags of its own, so that all of them can be imported into one process and the same name can stand in
-several. Exit codes: 0 done, 1 bad input, 2 bad usage, 130 interrupted.
+several. Exit codes: 0 done, 1 bad input, 2 bad usage, 75 try again, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 from absl import flags
 from tqdm import tqdm
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, TemporaryError
 
 # TensorFlow reads this when it is imported (3 drops its start-up notes on missing GPUs as well; its Python errors are
 # not affected). Programs import this module before TensorFlow.
@@ -92,7 +92,7 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
     except flags.Error as error:
         _exit(2, f'{error}; --help lists the flags')
     except (InputError, OSError) as error:
-        _exit(1, str(error))
+        _exit(75 if isinstance(error, TemporaryError) else 1, str(error))
     except KeyboardInterrupt:
         _exit(130, 'interrupted')
     except Exception as error:

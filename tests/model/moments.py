@@ -1,7 +1,8 @@
 """A process that sends itself a signal at a given moment, for the tests of runs that are stopped.
 
 `model 0` is before the model is made (of several machines each has met the others), `update 5` before the sixth update,
-`save 2` in the middle of writing the third checkpoint, `validation 1` before the second batch of one.
+`save 2` in the middle of writing the third checkpoint, `validation 1` before the second batch of one, `end 0` after the
+last evaluation.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from unittest import mock
 
 import numpy as np
 
-from model import train
+from model import evaluation, train
 from model.loop import Loop
 from pipeline import dataset
 
@@ -23,7 +24,7 @@ from pipeline import dataset
 @contextlib.contextmanager
 def signal_at(moment: str, name: str) -> Iterator[None]:
     """Has training in this process send itself a signal (KILL, TERM, INT) at a moment."""
-    counts = {'model': 0, 'update': 0, 'save': 0, 'validation': 0}
+    counts = {'model': 0, 'update': 0, 'save': 0, 'validation': 0, 'end': 0}
 
     def passing(what: str) -> None:
         if f'{what} {counts[what]}' == moment:
@@ -51,10 +52,15 @@ def signal_at(moment: str, name: str) -> Iterator[None]:
         passing('validation')
         return original(*args, **options)
 
+    def write_by_category(*args: Any, original: Callable[..., Any] = evaluation.write_by_category) -> None:
+        passing('end')
+        original(*args)
+
     with (
         mock.patch.object(train, '_wrap', wrap),
         mock.patch.object(Loop, '_step', step),
         mock.patch.object(np, 'savez', savez),
         mock.patch.object(dataset, '_filled', filled),
+        mock.patch.object(evaluation, 'write_by_category', write_by_category),
     ):
         yield

@@ -345,6 +345,31 @@ def test_half_precision_trains_nearly_as_float32(precision, replicas, name, tole
         np.testing.assert_allclose(got, value, atol=tolerance * max(1, np.abs(value).max()))
 
 
+@pytest.mark.parametrize('xla', [False, True])
+@pytest.mark.parametrize('name', ['float32', 'mixed_bfloat16', 'mixed_float16'])
+def test_replicas_keep_equal_weights_in_every_precision(precision, name, xla):
+    """Dropout, batch normalisation and augmentation together."""
+    precision(name)
+    strategy = devices.strategy('mirrored')
+    with strategy.scope():
+        model = AccumulatingModel(
+            small_classifier(batch_normalization=True, dropout=0.5),
+            micro_batch=3,
+            augmentation=augment.Augmentation(crop_probability=0.5, flip_probability=0.5),
+            xla=xla,
+        )
+        part_dropout(model, strategy)
+        model.compile(keras.optimizers.Adam(0.01))
+    before = model.classifier.get_weights()
+    model.fit(batches([12, 11, 12]), verbose=0, shuffle=False)
+    assert int(model.optimizer.iterations.numpy()) > 0
+    for variable, value in zip(model.classifier.weights, before, strict=True):
+        first, second = parts(variable)
+        np.testing.assert_array_equal(first, second)
+        assert np.isfinite(first).all()
+        assert (first != value).any()
+
+
 @pytest.mark.parametrize('spoilt', [0, 1])
 def test_an_overflow_on_one_replica_leaves_out_the_update_on_all(precision, monkeypatch, spoilt):
     """Keras' loss scaling alone would look at the first replica only, and spoil all weights."""

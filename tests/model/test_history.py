@@ -31,7 +31,7 @@ def test_a_row_has_its_numbers_rounded_and_what_it_lacks_empty(tmp_path):
     kept.add({'step': 3, 'images': 96, 'passes': 2 / 3, 'epoch': 1, 'stage': 0, 'learning_rate': 0.005})
     kept.add({'step': 4, 'loss': 1.23456789, 'val_level3': 1.0})
     assert (tmp_path / 'history.csv').read_text() == (
-        HEADER + '3,96,0.666667,1,0,0.005,,,,,,,,\n' + '4,,,,,,1.234568,,,,,,,1.0\n'
+        HEADER + '3,96,0.6666667,1,0,0.005,,,,,,,,\n' + '4,,,,,,1.234568,,,,,,,1\n'
     )
 
 

@@ -37,7 +37,7 @@ class ScriptedEvaluator:
         self.accuracies = iter(accuracies)
         self.biases: list[float] = []
 
-    def evaluate(self, batches: Any, *, go_on: Callable[[], bool]) -> Evaluation:
+    def evaluate(self, batches: Any, *, images: int, go_on: Callable[[], bool]) -> Evaluation:
         self.biases.append(first_bias(self.model.classifier))
         hits = round(100 * next(self.accuracies))
         return Evaluation(0.5, (1.0, 0.75, 0.5), np.array([100, 0, 0]), np.array([hits, 0, 0]))
@@ -60,7 +60,7 @@ def make_loop(
     classifier = keras.Model(image, dense(layers.GlobalAveragePooling2D()(image)))
     model = AccumulatingModel(classifier, micro_batch=2)
     run_dir.mkdir(exist_ok=True)
-    options = Options(str(run_dir), {'seed': 0}, BATCH, history_steps, save_seconds, show_graph=False)
+    options = Options(str(run_dir), {'seed': 0}, BATCH, history_steps, save_seconds, val_images=100, show_graph=False)
     plan: dict[str, Any] = {'stages': (Stage('all', 0),), 'learning_rate': 0.5, 'decay_at': (), 'decay_factor': 0.5}
     return Loop(
         model,
@@ -148,11 +148,23 @@ def test_what_is_not_finite_stops_the_run_and_is_not_saved(
     )
     with pytest.raises(InputError, match=f'^{re.escape(message)}$'):
         loop.run(spoilt_at(update), None)
-    assert checkpoint.last_path(loop.folder) == (path if last else None)
+    assert checkpoints(tmp_path)[-1:] == ([Path(path).name] if last else [])
     if last:
         found = checkpoint.read(loop.folder)
         assert found
         assert found.weights[1].tolist() == [-0.5 * last, 0, 0], 'the weights before it'
+
+
+def test_a_gradient_that_no_scale_makes_finite_stops_the_run(monkeypatch, tmp_path):
+    """From 2 to the 14 to below 2 to the -10: after 25 updates that are left out."""
+    monkeypatch.setattr(accumulate, '_losses', spoils_gradient)
+    keras.config.set_dtype_policy('mixed_float16')
+    try:
+        loop = make_loop(tmp_path, total_steps=40, epoch_steps=40)
+        with pytest.raises(InputError, match='^update 25 .* the length of its gradient nan; the last good checkpoint'):
+            loop.run(black(*[[0] * 5 + [BAD]] * 40), None)
+    finally:
+        keras.config.set_dtype_policy('float32')
 
 
 def test_an_overflow_under_float16_leaves_out_the_update_and_goes_on(monkeypatch, tmp_path):
@@ -179,7 +191,7 @@ def test_an_overflow_under_float16_leaves_out_the_update_and_goes_on(monkeypatch
             tf.errors.ResourceExhaustedError,
             InputError,
             r'^update 3: a device has too little memory \(OOM when allocating tensor with shape\[64,180\]\); '
-            'give a smaller --micro_batch and as much larger an --accumulate$',
+            'go on with a smaller --micro_batch and as much larger an --accumulate$',
         ),
         # One machine alone can't have lost another.
         (tf.errors.UnavailableError, tf.errors.UnavailableError, 'OOM'),
@@ -277,7 +289,7 @@ def test_history_has_a_row_at_each_end_of_a_window_and_of_an_artificial_epoch(
         assert float(row['accuracy']) == pytest.approx(np.mean(shares[start:end]), abs=1e-6)
         assert float(row['images_per_second']) > 0
         validated = [row[name] for name in ('val_loss', 'val_accuracy', 'val_level1', 'val_level2', 'val_level3')]
-        assert validated == (['0.5', '0.25', '1.0', '0.75', '0.5'] if end in ends else [''] * 5)
+        assert validated == (['0.5', '0.25', '1', '0.75', '0.5'] if end in ends else [''] * 5)
 
 
 @pytest.mark.parametrize(('total_steps', 'times'), [(20, 0), (21, 1), (30, 1)])

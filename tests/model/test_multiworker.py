@@ -141,7 +141,7 @@ def test_a_machine_that_is_killed_ends_the_other_and_the_same_command_goes_on(sh
         ended = run_workers(tmp_path, shards, stops={worker: ('KILL', moment)})
         killed, survivor = ended[worker], ended[1 - worker]
         assert killed.code == -signal.SIGKILL, killed.errors
-        assert survivor.code == 1, survivor.errors
+        assert survivor.code == 75, survivor.errors
         assert re.search(
             r'^error: another machine has gone \([^()]+\); '
             'give the same command on all machines to go on from the last checkpoint$',
