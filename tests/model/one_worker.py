@@ -18,11 +18,12 @@ import numpy as np
 
 from model import train
 from pipeline import feed
-from tests.model import moments
+from tests.model import moments, tiny
 
 
 def main(argv: list[str]) -> None:
     program_name, result, name, moment, *flags = argv
+    tiny.add()
     models: list[Any] = []
     seen: set[int] = set()
     wrap, decoded, kill = train._wrap, feed.decoded, os.kill

@@ -8,13 +8,14 @@ from tests import conftest  # first: it sets the number of devices
 # isort: split
 from model import train
 from pipeline import program
-from tests.model import moments
+from tests.model import moments, tiny
 
 assert conftest
 
 
 def main(argv: list[str]) -> None:
     program_name, name, moment, *flags = argv
+    tiny.add()
     with moments.signal_at(moment, name):
         train.main([program_name, *flags])
 

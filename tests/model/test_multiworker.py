@@ -28,13 +28,21 @@ from model import checkpoint, devices, train
 from pipeline import dataset, program
 from pipeline.errors import InputError
 from tests import shards as small
+from tests.model import tiny
 
 # 9 updates: artificial epochs and the first stage end at 3, 6, 9; rows of history at 2 updates and at each end.
 FLAGS = (
-    '--backbone=xception_small', '--width=0.01', '--weights=none', '--image_size=32', '--micro_batch=8',
+    '--backbone=tiny', '--weights=none', '--image_size=32', '--micro_batch=8',
     '--accumulate=2', '--epoch_images=96', '--val_images=1000', '--history_images=64', '--dropout=0.2',
-    '--flip_probability=0.5', '--epochs=2', '--unfreeze=block4@0,all@0.67', '--predict=val',
+    '--flip_probability=0.5', '--epochs=2', '--unfreeze=block2@0,all@0.67', '--predict=val',
 )  # fmt: skip
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _tiny() -> Iterator[None]:
+    tiny.add()
+    yield
+    tiny.remove()
 
 
 @pytest.fixture(scope='module')

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
@@ -16,14 +17,22 @@ from model import checkpoint, runs, train
 from pipeline import dataset
 from pipeline.errors import InputError
 from tests import shards as small
+from tests.model import tiny
 
 # 24 updates: stage head ends at 8, artificial epochs at 3, 6, 8, 11, 14, 17, 20, 23, 24.
 FLAGS = (
-    '--backbone=xception_small', '--width=0.01', '--weights=none', '--image_size=32', '--micro_batch=4',
+    '--backbone=tiny', '--weights=none', '--image_size=32', '--micro_batch=4',
     '--accumulate=2', '--epoch_images=24', '--val_images=20', '--history_images=16', '--dropout=0.2', '--epochs=2',
-    '--flip_probability=0.5', '--unfreeze=block4@0,all@0.67', '--decay_at=1.1', '--predict=',
+    '--flip_probability=0.5', '--unfreeze=block2@0,all@0.67', '--decay_at=1.1', '--predict=',
 )  # fmt: skip
 MIRRORED = ('--strategy=mirrored', '--micro_batch=2')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _tiny() -> Iterator[None]:
+    tiny.add()
+    yield
+    tiny.remove()
 
 
 @pytest.fixture(scope='module')
@@ -178,7 +187,7 @@ def test_a_run_whose_settings_file_is_lost_is_held_to_its_checkpoint(shards, und
         ('--seed=1', 'seed=0, now it is 1'),
         ('--micro_batch=8', 'micro_batch x accumulate=8, now it is 16'),
         ('--learning_rate=0.1', r'learning_rate=0.005, now it is 0.1'),
-        ('--unfreeze=all@0', r'unfreeze=block4@0,all@0.67, now it is all@0'),
+        ('--unfreeze=all@0', r'unfreeze=block2@0,all@0.67, now it is all@0'),
         ('--precision=mixed_bfloat16', 'precision=float32, now it is mixed_bfloat16'),
         ('--strategy=mirrored', 'replicas=1, now it is 2'),
     ],
