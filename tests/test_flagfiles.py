@@ -49,7 +49,7 @@ def test_the_papers_two_configurations_differ_as_in_the_paper(monkeypatch):
 
 
 def commands() -> list[str]:
-    text = ''.join((ROOT / name).read_text() for name in ('README.md', 'BUILD.md', 'Makefile'))
+    text = ''.join((ROOT / name).read_text() for name in ('README.md', 'BUILD.md', 'Makefile', 'docs/results.md'))
     found = re.findall(r'python -m ((?:pipeline|model|ensemble|tools)\.\w+(?:[^\S\n]+[^\s`|#);\']+)*)', text)
     return sorted(command for command in set(found) if not command.startswith('pipeline.beam_worker '))
 
