@@ -34,7 +34,7 @@ def strategy(name: str) -> tf.distribute.Strategy:
         InputError: multiworker, and TF_CONFIG doesn't say which machines there are, or one has gone meanwhile.
     """
     if name == 'multiworker':
-        _check_cluster(os.environ.get('TF_CONFIG', ''))
+        place_in_cluster()
         with lost_in_one_line():
             return tf.distribute.MultiWorkerMirroredStrategy()
     gpus = tf.config.list_logical_devices('GPU')
@@ -55,10 +55,7 @@ def place_in_cluster() -> tuple[int, int]:
     Raises:
         InputError: TF_CONFIG doesn't say which machines there are.
     """
-    config = os.environ.get('TF_CONFIG', '')
-    _check_cluster(config)
-    found = json.loads(config)
-    return found['task']['index'], len(found['cluster']['worker'])
+    return _check_cluster(os.environ.get('TF_CONFIG', ''))
 
 
 def set_precision(name: str) -> None:
@@ -124,7 +121,8 @@ def reason(error: tf.errors.OpError) -> str:
     return one_line(Exception(next((line for line in lines if line and not line.startswith(places)), error.message)))
 
 
-def _check_cluster(config: str) -> None:
+def _check_cluster(config: str) -> tuple[int, int]:
+    """This machine's number, and of how many."""
     try:
         found = json.loads(config)
         workers, task = found['cluster']['worker'], found['task']
@@ -139,3 +137,4 @@ def _check_cluster(config: str) -> None:
             '{"cluster": {"worker": ["host0:4000", "host1:4000"]}, "task": {"type": "worker", "index": 0}}, '
             f'not {config!r}'
         )
+    return task['index'], len(workers)

@@ -169,7 +169,7 @@ def main(argv: list[str]) -> None:
         runs.check_settings(RUN_DIR.value, settings)
         if runs.is_finished(RUN_DIR.value):
             print(f'{RUN_DIR.value}: training is finished already; give another --run_dir to train again')
-        elif not _train(shards, backbone, schedule, strategy):
+        elif not _train(shards, backbone, schedule, settings, strategy):
             return
     if worker:
         print(f'worker {worker} of {workers} is done; the first one predicts')
@@ -254,12 +254,17 @@ def _stream(shards: Shards, strategy: tf.distribute.Strategy, *, start_step: int
     return strategy.distribute_datasets_from_function(of_machine)
 
 
-def _train(shards: Shards, backbone: Backbone, schedule: Schedule, strategy: tf.distribute.Strategy) -> bool:
+def _train(
+    shards: Shards,
+    backbone: Backbone,
+    schedule: Schedule,
+    settings: dict[str, object],
+    strategy: tf.distribute.Strategy,
+) -> bool:
     """Trains from the start or the last checkpoint and writes the finished model; False if it was asked to end."""
-    worker, workers = devices.place(strategy)
+    worker, _ = devices.place(strategy)
     replicas = strategy.num_replicas_in_sync
     model = _wrap(classifier.build(backbone, classes=len(shards.label_map), dropout=DROPOUT.value))
-    settings = _settings(shards, strategy)
     training = loop.Loop(
         model,
         schedule,

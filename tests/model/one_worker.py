@@ -23,7 +23,6 @@ from tests.model import moments, tiny
 
 def main(argv: list[str]) -> None:
     program_name, result, name, moment, *flags = argv
-    tiny.add()
     models: list[Any] = []
     seen: set[int] = set()
     wrap, decoded, kill = train._wrap, feed.decoded, os.kill
@@ -42,6 +41,7 @@ def main(argv: list[str]) -> None:
             kill(process, number)
 
     with (
+        tiny.known(),
         mock.patch.object(train, '_wrap', keeping_wrap),
         mock.patch.object(feed, 'decoded', watched_decoded),
         mock.patch.object(os, 'kill', once),

@@ -15,8 +15,7 @@ assert conftest
 
 def main(argv: list[str]) -> None:
     program_name, name, moment, *flags = argv
-    tiny.add()
-    with moments.signal_at(moment, name):
+    with tiny.known(), moments.signal_at(moment, name):
         train.main([program_name, *flags])
 
 

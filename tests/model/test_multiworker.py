@@ -40,9 +40,8 @@ FLAGS = (
 
 @pytest.fixture(scope='module', autouse=True)
 def _tiny() -> Iterator[None]:
-    tiny.add()
-    yield
-    tiny.remove()
+    with tiny.known():
+        yield
 
 
 @pytest.fixture(scope='module')

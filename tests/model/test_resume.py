@@ -30,9 +30,8 @@ MIRRORED = ('--strategy=mirrored', '--micro_batch=2')
 
 @pytest.fixture(scope='module', autouse=True)
 def _tiny() -> Iterator[None]:
-    tiny.add()
-    yield
-    tiny.remove()
+    with tiny.known():
+        yield
 
 
 @pytest.fixture(scope='module')

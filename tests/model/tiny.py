@@ -1,5 +1,7 @@
 """Makes --backbone=tiny known to this process: for tests that start many runs."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,9 @@ from model import backbones
 PATHS: Any = backbones.__path__
 
 
-def add() -> None:
-    """Adds tests/model/backbones to the folders in which backbones are found."""
+@contextlib.contextmanager
+def known() -> Iterator[None]:
+    """Adds tests/model/backbones to the folders in which backbones are found, for a while."""
     PATHS.append(str(Path(__file__).with_name('backbones')))
-
-
-def remove() -> None:
-    """Takes it away again."""
+    yield
     PATHS.pop()
