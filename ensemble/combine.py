@@ -1,9 +1,11 @@
 """Combines the logits of each product's pictures into one prediction: `python -m ensemble.combine --rule product`
 
-A Beam job over the files of a logits store; only a prediction a product leaves a worker.
-  test logits  writes submission.csv.gz for Kaggle; with --solution=data/solution.csv prints its accuracy too
-  val logits   prints the accuracy with its 95 % interval
+A Beam job over the files of one store of logits, or of several models' stores; only predictions leave a worker, into
+the run's folder predictions/SPLIT: Parquet files with each product's category, its probability and the five likeliest.
+  test logits  make submission.csv.gz for Kaggle too; with --solution=data/solution.csv the accuracy is printed
+  val logits   the accuracy is printed with its 95 % interval
   --rule all   compares all rules in one reading of the logits: prints a table and writes it as rules-val.csv
+Several models: --logits=runs/a/logits/test,runs/b/logits/test --weights=2,1.
 Beam's flags pass through: --runner=DirectRunner (the default: one process a core), FnApiRunner (one process),
 FlinkRunner, DataflowRunner, and what belongs to each, such as --direct_num_workers=4.
 """
@@ -13,188 +15,167 @@ from __future__ import annotations
 from pipeline import program  # first: it quiets the logs of what is imported below
 
 # isort: split
-import contextlib
 import os
 import uuid
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import apache_beam as beam
 import numpy as np
-import tensorflow as tf
 from absl import flags
 
-from ensemble import logits, rules, submission
-from ensemble.submission import Score
-from pipeline import beam_job, categories, storage, tables
+from ensemble import mixture, predictions, reduction, rules, submission
+from ensemble.mixture import Mixture
+from ensemble.predictions import Predictions
+from ensemble.reduction import Job, Stores
+from ensemble.submission import Score, Solution
+from pipeline import beam_job, storage, tables
 from pipeline.beam_job import Engine
-from pipeline.categories import Categories
 from pipeline.errors import InputError
-from pipeline.manifest import FileInfo, Manifest
 
 FLAGS = program.flag_values()
-LOGITS = flags.DEFINE_string('logits', 'runs/latest/logits/test', 'Folder of a logits store.', flag_values=FLAGS)
+LOGITS = flags.DEFINE_string(
+    'logits', 'runs/latest/logits/test', 'Folder of a logits store, or of several models with commas between.',
+    flag_values=FLAGS,
+)  # fmt: skip
 RULE = flags.DEFINE_string(
     'rule', 'product', f'How to combine: {", ".join(rules.names())}, or all to compare them.', flag_values=FLAGS
 )
 POWER = flags.DEFINE_float('power', rules.POWER, 'Exponent of the rule power (paper: 0.1).', flag_values=FLAGS)
+VIEWS = flags.DEFINE_enum(
+    'views', 'pooled', rules.VIEWS,
+    'With several views of each picture: the rule over all views of all pictures (as the paper), or over the views of '
+    'each picture first.', flag_values=FLAGS,
+)  # fmt: skip
+WEIGHTS = flags.DEFINE_string(
+    'weights', '', 'How much each model counts, with commas between; all alike if empty.', flag_values=FLAGS
+)
+ACROSS = flags.DEFINE_enum(
+    'across', 'arithmetic', mixture.ACROSS, "Mean over the models' probabilities of a product.", flag_values=FLAGS
+)
 SOLUTION = flags.DEFINE_string(
     'solution', '', "A solution.csv with the test products' categories, to score with.", flag_values=FLAGS
 )
 OUTPUT_DIR = flags.DEFINE_string(
-    'output_dir', '', "Folder for what is written; if empty, the run's folder, two above --logits.", flag_values=FLAGS
-)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker needs to know.
-
-    Attributes:
-        folder: the logits store.
-        parts: folder for the predictions of each of its files.
-        rules: names of rules.
-        power: exponent of the rule power.
-    """
-
-    folder: str
-    parts: str
-    rules: tuple[str, ...]
-    power: float
-
-    def part(self, file: FileInfo) -> str:
-        """Path of the predictions of one file."""
-        return storage.join(self.parts, f'{file.name}.npz')
+    'output_dir', '',
+    "Folder for what is written; if empty, the run's folder, two above --logits, or runs/ensemble beside several runs.",
+    flag_values=FLAGS,
+)  # fmt: skip
 
 
 def main(argv: list[str]) -> None:
-    """Combines a store of logits."""
+    """Combines stores of logits."""
     engine = beam_job.engine(program.parse(FLAGS, argv, doc=__doc__, pass_through=True))
-    folder = LOGITS.value.rstrip('/')
-    output_dir = OUTPUT_DIR.value or os.path.dirname(os.path.dirname(folder)) or '.'
+    folders = [folder.rstrip('/') for folder in LOGITS.value.split(',')]
     compare = RULE.value == 'all'
-    names = rules.names() if compare else (RULE.value,)
-    for name in names:
-        rules.find(name, power=POWER.value)
-    manifest = logits.read_manifest(folder)
-    label_map = _read_label_map(folder, manifest)
-    solution = _read_solution(SOLUTION.value, manifest, label_map, compare=compare)
-    job = Job(folder, storage.join(output_dir, f'.tmp-combine-{uuid.uuid4().hex}'), names, POWER.value)
-    predictions = _reduce(engine, manifest, job)
-    truth = solution.labels_of(predictions.product_id) if solution else predictions.label
-    correct = predictions.prediction == truth
+    mixtures = [
+        Mixture(name, POWER.value, VIEWS.value, _weights(len(folders)), ACROSS.value)
+        for name in (rules.names() if compare else (RULE.value,))
+    ]
+    stores = reduction.open_stores(folders)
+    solution = _read_solution(SOLUTION.value, stores, compare=compare)
+    output_dir = OUTPUT_DIR.value or _output_dir(folders)
     if compare:
-        path = storage.join(output_dir, _table_name(manifest))
-        _report_all(names, correct, predictions.pictures >= 2, path=path)
-        print(f'wrote {path}; next: {_command("product", folder)}')
-        return
-    is_test = manifest.about['split'] == 'test'
-    if solution or not is_test:
-        print(f'{names[0]}: accuracy {submission.accuracy(correct[0])}')
-    if is_test:
-        _write_submission(predictions, manifest, label_map, path=storage.join(output_dir, submission.NAME))
+        _compare(engine, stores, mixtures, solution, output_dir=output_dir)
     else:
-        print(f'wrote nothing: these are not the test products; next: {_command(names[0], folder)}')
+        _combine(engine, stores, mixtures[0], solution, output_dir=output_dir)
 
 
-def _command(rule: str, folder: str) -> str:
-    """The command that makes the submission of the run that `folder` belongs to."""
-    return f'python -m ensemble.combine --rule {rule} --logits={storage.join(os.path.dirname(folder), "test")}'
+def _weights(models: int) -> tuple[float, ...]:
+    if not WEIGHTS.value:
+        return (1.0,) * models
+    try:
+        weights = tuple(float(word) for word in WEIGHTS.value.split(','))
+    except ValueError:
+        raise InputError(f'--weights must be numbers with commas between, are {WEIGHTS.value!r}') from None
+    if len(weights) != models:
+        raise InputError(f'--weights has {len(weights)} numbers for {models} stores of logits; give one for each')
+    return weights
 
 
-def _read_label_map(folder: str, manifest: Manifest) -> Categories:
-    label_map = categories.read(folder)
-    if label_map.digest() != manifest.about['label_map_digest']:
-        raise InputError(
-            f'{storage.join(folder, categories.NAME)}: not the label map of these logits; make the logits again'
-        )
-    return label_map
-
-
-def _read_solution(
-    path: str, manifest: Manifest, label_map: Categories, *, compare: bool
-) -> submission.Solution | None:
-    split = manifest.about['split']
-    if path and split != 'test':
-        raise InputError(f'--solution={path} is for the test set, these logits are of {split}; leave it out')
-    if compare and split == 'test' and not path:
+def _read_solution(path: str, stores: Stores, *, compare: bool) -> Solution | None:
+    if path and stores.split != 'test':
+        raise InputError(f'--solution={path} is for the test set, these logits are of {stores.split}; leave it out')
+    if compare and stores.split == 'test' and not path:
         raise InputError(
             '--rule all needs labels, which the test set has not: give --solution=data/solution.csv, or --logits with '
             'the val logits of the run'
         )
-    return submission.read_solution(path, label_map) if path else None
+    return submission.read_solution(path, stores.label_map) if path else None
 
 
-def _reduce(engine: Engine, manifest: Manifest, job: Job) -> rules.Predictions:
-    """Runs the job and gathers what its workers found, in the store's order."""
-    split = manifest.about['split']
+def _output_dir(folders: Sequence[str]) -> str:
+    run = os.path.dirname(os.path.dirname(folders[0])) or '.'
+    return run if len(folders) == 1 else storage.join(os.path.dirname(run) or '.', 'ensemble')
+
+
+def _combine(engine: Engine, stores: Stores, way: Mixture, solution: Solution | None, *, output_dir: str) -> None:
+    """Writes the predictions, and of the test products the submission; an older one goes first."""
+    path = storage.join(output_dir, submission.NAME)
+    if stores.split == 'test' and storage.exists(path):
+        storage.remove(path)
+    folder = storage.join(output_dir, 'predictions', os.path.basename(stores.folders[0]))
+    (found,) = _reduce(engine, stores, [way], [folder])
+    if solution or stores.split != 'test':
+        print(f'{way.rule}: accuracy {submission.accuracy(_correct(found, solution))}')
+    print(f'wrote {folder}: the predictions for {len(found):,} products')
+    if stores.split == 'test':
+        submission.write(path, found.product_id, found.category_id, expected=stores.products)
+        print(
+            f'wrote {path}: {len(found):,} products; next: upload it to '
+            'https://www.kaggle.com/c/cdiscount-image-classification-challenge, or score it here with --solution'
+        )
+    else:
+        print(f'next: {_command(way.rule, stores)}')
+
+
+def _compare(
+    engine: Engine, stores: Stores, ways: list[Mixture], solution: Solution | None, *, output_dir: str
+) -> None:
+    """Prints and writes the table of all rules."""
+    scratch = storage.join(output_dir, f'.tmp-combine-{uuid.uuid4().hex}')
+    try:
+        found = _reduce(engine, stores, ways, [storage.join(scratch, way.rule) for way in ways])
+    finally:
+        if storage.exists(scratch):
+            storage.remove(scratch)
+    name = f'rules-{os.path.basename(stores.folders[0])}.csv'
+    correct = {way.rule: _correct(one, solution) for way, one in zip(ways, found, strict=True)}
+    _report_all(correct, found[0].pictures >= 2, path=storage.join(output_dir, name))
+    print(f'wrote {storage.join(output_dir, name)}; next: {_command("product", stores)}')
+
+
+def _reduce(engine: Engine, stores: Stores, ways: list[Mixture], folders: list[str]) -> list[Predictions]:
+    """Runs the job, and checks that each product of the manifest is predicted exactly once."""
+    rows = ' and '.join(f'{made.images(stores.split):,}' for made in stores.manifests)
     print(
-        f'combining {manifest.images(split):,} rows of {manifest.products(split):,} products in {job.folder} '
-        f'({len(manifest.files)} files) by {", ".join(job.rules)}',
+        f'combining {rows} rows of {stores.products:,} products in {", ".join(stores.folders)} '
+        f'({len(stores.parts())} files) by {", ".join(way.rule for way in ways)}',
         flush=True,
     )
-    files = [file for file in manifest.files if file.products]
-    if not files:
-        raise InputError(f'{job.folder}: holds no product; make the logits again')
-    storage.make_folder(job.parts)
-    try:
-        engine.run(lambda pipeline: _build(pipeline, files, job))
-        predictions = rules.Predictions.concatenate([_read_part(job.part(file)) for file in files])
-    finally:
-        storage.remove(job.parts)
-    submission.check_products(predictions.product_id, expected=manifest.products(split))
-    return predictions
+    reduction.run(engine, stores.parts(), Job(stores, ways, folders))
+    found = [predictions.read(folder) for folder in folders]
+    submission.check_products(found[0].product_id, expected=stores.products)
+    return found
 
 
-def _build(pipeline: beam.Pipeline, files: list[FileInfo], job: Job) -> None:
-    pipeline | 'Files' >> beam.Create(files) | 'Reduce' >> beam.Map(reduce_file, job)
+def _correct(found: Predictions, solution: Solution | None) -> np.ndarray:
+    return found.category_id == (solution.of(found.product_id) if solution else found.true_category_id)
 
 
-def reduce_file(file: FileInfo, job: Job) -> None:
-    """Reduces one file of logits and writes its predictions as a part.
-
-    Raises:
-        InputError: the file is damaged.
-    """
-    with contextlib.suppress(RuntimeError):  # raised if TensorFlow has run in this process before
-        tf.config.set_visible_devices([], 'GPU')  # else each process would take all of the GPU's memory
-    chosen = [rules.find(name, power=job.power) for name in job.rules]
-    blocks = [rules.predict(rows, chosen) for rows in logits.read_shard(job.folder, file)]
-    with storage.atomic_writer(job.part(file)) as part:
-        np.savez(part, **vars(rules.Predictions.concatenate(blocks)))
+def _command(rule: str, stores: Stores) -> str:
+    """The command that makes the submission of the runs that the logits belong to."""
+    folders = ','.join(storage.join(os.path.dirname(folder), 'test') for folder in stores.folders)
+    return f'python -m ensemble.combine --rule {rule} --logits={folders}'
 
 
-def _read_part(path: str) -> rules.Predictions:
-    with storage.open_read(path) as file, np.load(file) as arrays:
-        return rules.Predictions(**arrays)
-
-
-def _write_submission(predictions: rules.Predictions, manifest: Manifest, label_map: Categories, *, path: str) -> None:
-    category_id = label_map.ids[predictions.prediction[0]]
-    submission.write(path, predictions.product_id, category_id, expected=manifest.products('test'))
-    print(
-        f'wrote {path}: {len(category_id):,} products; next: upload it to '
-        'https://www.kaggle.com/c/cdiscount-image-classification-challenge, or score it here with --solution'
-    )
-
-
-def _table_name(manifest: Manifest) -> str:
-    tta = manifest.about['tta']
-    return f'rules-{manifest.about["split"]}{f"-tta{tta}" if tta > 1 else ""}.csv'
-
-
-def _report_all(names: tuple[str, ...], correct: np.ndarray, several: np.ndarray, *, path: str) -> None:
+def _report_all(correct: dict[str, np.ndarray], several: np.ndarray, *, path: str) -> None:
     """Prints and writes the comparison.
 
     Args:
-        names: R rules.
-        correct: bool [R, P].
+        correct: bool [P], by rule.
         several: bool [P], whether a product has two pictures or more.
         path: of the .csv file.
     """
-    table = [
-        (name, submission.accuracy(correct[row]), submission.accuracy(correct[row][several]))
-        for row, name in enumerate(names)
-    ]
+    table = [(name, submission.accuracy(one), submission.accuracy(one[several])) for name, one in correct.items()]
     print(
         f'{"rule":8}  {"accuracy":>8}  {"95 % interval":>16}  {"products":>10}  {"2+ pictures":>11}  {"products":>10}'
     )
@@ -203,7 +184,7 @@ def _report_all(names: tuple[str, ...], correct: np.ndarray, several: np.ndarray
             f'{name:8}  {every.value:8.4f}  {every.low:.4f} to {every.high:.4f}  {every.count:10,}'
             f'  {some.value:11.4f}  {some.count:10,}'
         )
-    gain = submission.gain(correct[names.index('product')][several], correct[names.index('first')][several])
+    gain = submission.gain(correct['product'][several], correct['first'][several])
     print(f'with two pictures or more, product gains {gain} over first')
     _write_table(table, path)
 

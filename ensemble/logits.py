@@ -45,7 +45,7 @@ from pipeline.manifest import FileInfo, Manifest
 KIND = 'logits'
 # 1,024 rows of 5,270 classes in float16 are 10.8 MB: far above the cost of a call, and the few float32 copies that a
 # rule makes of a block (22 MB each) stay small beside a worker's memory.
-BLOCK_ROWS = 1024
+BLOCK_ROWS = 256
 INDEX_COLUMNS = ('product_id', 'image_index', 'view', 'label')
 
 

@@ -49,20 +49,20 @@ class Score:
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """The true labels of the test products, from solution.csv.
+    """The true categories of the test products, from solution.csv.
 
     Attributes:
         path: where it was read.
         product_id: int64 [n], ascending.
-        label: int64 [n], 0..C-1.
+        category_id: int64 [n].
     """
 
     path: str
     product_id: np.ndarray
-    label: np.ndarray
+    category_id: np.ndarray
 
-    def labels_of(self, product_id: np.ndarray) -> np.ndarray:
-        """The labels of predicted products: int64, in the order of `product_id` (int64, each once).
+    def of(self, product_id: np.ndarray) -> np.ndarray:
+        """The categories of predicted products: int64, in the order of `product_id` (int64, each once).
 
         Raises:
             InputError: the solution and the predictions are not of the same products.
@@ -79,7 +79,7 @@ class Solution:
                 f'{self.path}: must hold the {len(product_id):,} products predicted, {" and ".join(faults)}; '
                 'give the solution of this test set'
             )
-        return self.label[np.searchsorted(self.product_id, product_id)]
+        return self.category_id[np.searchsorted(self.product_id, product_id)]
 
 
 def check_products(product_id: np.ndarray, *, expected: int) -> None:
@@ -130,12 +130,13 @@ def read_solution(path: str, label_map: Categories) -> Solution:
             raise InputError(f'{path}: row {number} repeats product {row[0]}; each must stand once')
         found[int(row[0])] = int(row[1])
     product_id = np.array(list(found), np.int64)
-    label = label_map.labels(np.array(list(found.values()), np.int64))
+    category_id = np.array(list(found.values()), np.int64)
+    label = label_map.labels(category_id)
     if (label < 0).any():
         place = int(np.argmin(label))
         raise InputError(f'{path}: row {place + 2}: category {rows[place][1]} is none of the model')
     order = np.argsort(product_id)
-    return Solution(path, product_id[order], label[order])
+    return Solution(path, product_id[order], category_id[order])
 
 
 def accuracy(correct: np.ndarray) -> Score:
