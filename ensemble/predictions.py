@@ -119,6 +119,7 @@ def write_file(folder: str, name: str, found: Predictions, *, split: str) -> Fil
     packed = io.BytesIO()
     parquet.write_table(pyarrow.table(columns), packed, compression='zstd')
     data = packed.getvalue()
+    storage.make_folder(folder)
     with storage.atomic_writer(storage.join(folder, name)) as file:
         file.write(data)
     crc32c = google_crc32c.Checksum(data).hexdigest().decode()

@@ -18,13 +18,12 @@ import apache_beam as beam
 import numpy as np
 import tensorflow as tf
 
-from ensemble import logits, predictions
+from ensemble import logits, predictions, submission
 from ensemble.logits import Rows
 from ensemble.mixture import Mixture, Models
 from ensemble.predictions import Predictions
 from ensemble.rules import Products
 from pipeline import categories, storage
-from pipeline import manifest as manifest_lib
 from pipeline.beam_job import Engine
 from pipeline.categories import Categories
 from pipeline.errors import InputError
@@ -129,23 +128,36 @@ def open_stores(folders: Sequence[str]) -> Stores:
     return Stores(tuple(folders), manifests, label_map)
 
 
-def run(engine: Engine, parts: Sequence[Part], job: Job) -> None:
-    """Reduces the stores; each store of predictions is finished, or has no manifest.
+def run(engine: Engine, parts: Sequence[Part], job: Job) -> list[Predictions]:
+    """Reduces the stores; what stands in the folders of the outputs goes, and each is finished or isn't there.
 
     Args:
         engine: what runs the job.
         parts: the stores' files.
         job: what to do with them.
 
+    Returns:
+        the predictions by each mixture, in the order of the dataset.
+
     Raises:
-        InputError: a file is damaged, or files of the same name hold other products.
+        InputError: a file is damaged, files of the same name hold other products, or a product stands twice.
     """
     for folder in job.outputs:
-        storage.make_folder(folder)
-        for name in storage.list_names(folder):
-            if name == manifest_lib.NAME or storage.is_temporary(name) or name.endswith(predictions.SUFFIX):
-                storage.remove(storage.join(folder, name))
-    engine.run(lambda pipeline: _build(pipeline, parts, job))
+        _remove(folder)
+    try:
+        engine.run(lambda pipeline: _build(pipeline, parts, job))
+        found = [predictions.read(folder) for folder in job.outputs]
+        submission.check_products(found[0].product_id, expected=job.stores.products)
+        return found
+    except BaseException:
+        for folder in job.outputs:
+            _remove(folder)
+        raise
+
+
+def _remove(folder: str) -> None:
+    if storage.exists(folder):
+        storage.remove(folder)
 
 
 def _build(pipeline: beam.Pipeline, parts: Sequence[Part], job: Job) -> None:

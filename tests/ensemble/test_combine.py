@@ -51,8 +51,16 @@ def run(run_dir: Path, *words: str, split: str = 'test') -> None:
     combine.main(['combine', f'--logits={run_dir}/logits/{split}', '--runner=FnApiRunner', *words])
 
 
-def names_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+def made_in(folder: Path) -> list[str]:
+    """The files that were made there beside the logits."""
+    paths = [path.relative_to(folder) for path in folder.rglob('*') if path.is_file()]
+    return sorted(str(path) for path in paths if path.parts[0] != 'logits')
+
+
+def predictions_of(split: str) -> list[str]:
+    """The files of the predictions: none for a file of logits without products."""
+    files = [f'{split}-{number:05}-of-00003.parquet' for number in (0, 2)]
+    return [f'predictions/{split}/{name}' for name in ('manifest.json', *files)]
 
 
 def submission_of(folder: Path) -> str:
@@ -62,9 +70,10 @@ def submission_of(folder: Path) -> str:
 def test_test_logits_become_a_submission_in_the_runs_folder(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(run_dir)
     assert submission_of(run_dir) == '_id,category_id\n3,1000\n5,1020\n7,1010\n'
-    assert names_in(run_dir) == ['logits', 'submission.csv.gz']
-    first, last = capsys.readouterr().out.splitlines()
-    assert first == f'combining 5 rows of 3 products in {run_dir}/logits/test (3 files) by product'
+    assert made_in(run_dir) == [*predictions_of('test'), 'submission.csv.gz']
+    first, made, last = capsys.readouterr().out.splitlines()
+    assert first == f'combining 5 rows of 3 products in {run_dir}/logits/test (2 files) by product'
+    assert made == f'wrote {run_dir}/predictions/test: the predictions for 3 products'
     assert last.startswith(f'wrote {run_dir}/submission.csv.gz: 3 products; next: upload it to https://www.kaggle.com/')
 
 
@@ -85,23 +94,23 @@ def test_the_rule_decides(run_dir: Path, words: list[str], category: int) -> Non
 
 def test_output_dir_says_where(run_dir: Path, tmp_path: Path) -> None:
     run(run_dir, f'--output_dir={tmp_path}/new/folder')
-    assert names_in(tmp_path / 'new' / 'folder') == ['submission.csv.gz']
-    assert names_in(run_dir) == ['logits']
+    assert made_in(tmp_path / 'new' / 'folder') == [*predictions_of('test'), 'submission.csv.gz']
+    assert made_in(run_dir) == []
 
 
 def test_with_a_solution_the_submission_is_scored_too(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(run_dir, f'--solution={run_dir.parents[1]}/solution.csv')
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == 'product: accuracy 0.6667 (95 % interval 0.2077 to 0.9385, 3 products)'
-    assert names_in(run_dir) == ['logits', 'submission.csv.gz']
+    assert made_in(run_dir) == [*predictions_of('test'), 'submission.csv.gz']
 
 
-def test_val_logits_are_scored_and_nothing_is_written(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_val_logits_are_scored_and_their_predictions_written(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(run_dir, '--rule=first', split='val/')
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == 'first: accuracy 0.3333 (95 % interval 0.0615 to 0.7923, 3 products)'
-    assert lines[2].endswith(f'next: python -m ensemble.combine --rule first --logits={run_dir}/logits/test')
-    assert names_in(run_dir) == ['logits']
+    assert lines[3] == f'next: python -m ensemble.combine --rule first --logits={run_dir}/logits/test'
+    assert made_in(run_dir) == predictions_of('val')
 
 
 @pytest.mark.parametrize('split', ['val', 'test'])
@@ -126,7 +135,7 @@ def test_all_rules_are_compared_in_one_reading(run_dir: Path, capsys: pytest.Cap
         f'wrote {run_dir}/rules-{split}.csv; '
         f'next: python -m ensemble.combine --rule product --logits={run_dir}/logits/test'
     )
-    assert names_in(run_dir) == ['logits', f'rules-{split}.csv']
+    assert made_in(run_dir) == [f'rules-{split}.csv']
     table = (run_dir / f'rules-{split}.csv').read_text().splitlines()
     assert table[0] == 'rule,accuracy,low,high,products,accuracy_2_pictures,products_2_pictures'
     assert table[2] == 'product,0.666667,0.207660,0.938508,3,1.000000,1'
@@ -151,7 +160,7 @@ def test_several_processes_give_the_same_submission(run_dir: Path) -> None:
     assert (done.returncode, notes) == (0, [])
     assert done.stdout.splitlines()[-1].startswith('wrote runs/latest/submission.csv.gz: 3 products; next: ')
     assert (run_dir / 'submission.csv.gz').read_bytes() == expected
-    assert names_in(run_dir) == ['logits', 'submission.csv.gz']
+    assert made_in(run_dir) == [*predictions_of('test'), 'submission.csv.gz']
 
 
 @pytest.mark.parametrize(
@@ -169,20 +178,20 @@ def test_what_the_user_can_mend_is_one_line(run_dir: Path, words: list[str], spl
     with pytest.raises(InputError, match=message) as caught:
         run(run_dir, *words, split=split)
     assert '\n' not in str(caught.value)
-    assert names_in(run_dir) == ['logits']
+    assert made_in(run_dir) == []
 
 
 def test_a_flag_that_nobody_knows_is_refused(run_dir: Path) -> None:
     with pytest.raises(flags.Error, match='unknown flag --roule'):
         run(run_dir, '--roule=mean')
-    assert names_in(run_dir) == ['logits']
+    assert made_in(run_dir) == []
 
 
-def test_a_solution_of_other_products_is_refused_and_nothing_is_written(run_dir: Path, tmp_path: Path) -> None:
+def test_a_solution_of_other_products_is_refused_and_no_submission_written(run_dir: Path, tmp_path: Path) -> None:
     (tmp_path / 'other.csv').write_text(SOLUTION + '9,1000\n')
     with pytest.raises(InputError, match=r'must hold the 3 products predicted, has besides 1 \(the first is 9\)'):
         run(run_dir, f'--solution={tmp_path}/other.csv')
-    assert names_in(run_dir) == ['logits']
+    assert made_in(run_dir) == predictions_of('test')
 
 
 def test_damage_found_by_a_worker_is_one_line_and_leaves_nothing(run_dir: Path) -> None:
@@ -192,7 +201,7 @@ def test_damage_found_by_a_worker_is_one_line_and_leaves_nothing(run_dir: Path) 
     path.write_bytes(data)
     with pytest.raises(InputError, match=r'test-00002\S+: record 0 is damaged \(a wrong checksum\); make .* again$'):
         run(run_dir)
-    assert names_in(run_dir) == ['logits']
+    assert made_in(run_dir) == []
 
 
 def test_a_file_cut_short_is_seen_before_the_job(run_dir: Path) -> None:
@@ -219,7 +228,7 @@ def test_a_store_without_products_is_refused(tmp_path: Path, label_map: Categori
     )
     with pytest.raises(InputError, match='logits/test: holds no product; make the logits again'):
         run(tmp_path)
-    assert names_in(tmp_path) == ['logits']
+    assert made_in(tmp_path) == []
 
 
 def test_a_product_in_two_shards_is_refused(
@@ -233,7 +242,7 @@ def test_a_product_in_two_shards_is_refused(
     )
     with pytest.raises(InputError, match='product 5 is predicted more than once'):
         run(tmp_path)
-    assert names_in(tmp_path) == ['logits']
+    assert made_in(tmp_path) == []
 
 
 def test_help_shows_the_rules(capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,7 +59,7 @@ def test_a_solution_in_any_order_is_found_by_product(tmp_path: Path, label_map: 
     path = solution_file(tmp_path, end.join(['_id,category_id', '30,1020', '4,1000', '10,1010', '']))
     solution = submission.read_solution(path, label_map)
     assert solution.product_id.tolist() == [4, 10, 30]
-    assert solution.labels_of(ids(10, 30, 4)).tolist() == [1, 2, 0]
+    assert solution.of(ids(10, 30, 4)).tolist() == [1010, 1020, 1000]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_solution_of_other_products_is_refused(
         solution_file(tmp_path, '_id,category_id\n30,1020\n4,1000\n10,1010\n'), label_map
     )
     with pytest.raises(InputError, match=message):
-        solution.labels_of(predicted)
+        solution.of(predicted)
 
 
 @pytest.mark.parametrize(
