@@ -123,8 +123,9 @@ def open_stores(folders: Sequence[str]) -> Stores:
                     f'{folder}: its {what} is {ours[:12]}, that of {folders[0]} is {first[:12]}; only logits of the '
                     'same shards can be combined: make them by model.predict with the same --shards_dir'
                 )
-        if [file.name for file in manifest.files] != [file.name for file in manifests[0].files]:
-            raise InputError(f'{folder}: has other files than {folders[0]}; make the logits again')
+        held = [[(file.name, file.products) for file in made.files] for made in (manifest, manifests[0])]
+        if held[0] != held[1]:
+            raise InputError(f'{folder}: has other files or products than {folders[0]}; make the logits again')
     return Stores(tuple(folders), manifests, label_map)
 
 
