@@ -23,7 +23,7 @@ from ensemble.logits import Rows
 from ensemble.mixture import Mixture, Models
 from ensemble.predictions import Predictions
 from ensemble.rules import Products
-from pipeline import categories, storage
+from pipeline import categories, program, storage
 from pipeline.beam_job import Engine
 from pipeline.categories import Categories
 from pipeline.errors import InputError
@@ -146,7 +146,8 @@ def run(engine: Engine, parts: Sequence[Part], job: Job) -> list[Predictions]:
     for folder in job.outputs:
         _remove(folder)
     try:
-        engine.run(lambda pipeline: _build(pipeline, parts, job))
+        with program.watched(lambda: ('combine', _finished(job), len(parts)), unit=' files'):
+            engine.run(lambda pipeline: _build(pipeline, parts, job))
         found = [predictions.read(folder) for folder in job.outputs]
         submission.check_products(found[0].product_id, expected=job.stores.products)
         return found
@@ -154,6 +155,11 @@ def run(engine: Engine, parts: Sequence[Part], job: Job) -> list[Predictions]:
         for folder in job.outputs:
             _remove(folder)
         raise
+
+
+def _finished(job: Job) -> int:
+    names = storage.list_names(job.outputs[-1])
+    return sum(name.endswith(predictions.SUFFIX) and not storage.is_temporary(name) for name in names)
 
 
 def _remove(folder: str) -> None:

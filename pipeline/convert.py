@@ -17,7 +17,6 @@ from pipeline import program  # first: it quiets the logs of what is imported be
 import contextlib
 import dataclasses
 import hashlib
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -78,7 +77,7 @@ def main(argv: list[str]) -> None:
     storage.make_folder(job.output_dir)
     shards.forget_plan(job)
     try:
-        with _shown_progress(job):
+        with program.watched(lambda: _progress(job), unit=' shards'):
             report = engine.run(lambda pipeline: _build(pipeline, job))
     except BaseException:
         with contextlib.suppress(InputError, OSError):  # the first error is the one to tell
@@ -170,31 +169,11 @@ def write_shard(shard: plan.Shard, _: shards.Plan, job: plan.Job) -> manifest.Fi
     return made
 
 
-@contextlib.contextmanager
-def _shown_progress(job: plan.Job) -> Iterator[None]:
-    """Shows how many shards are done, from the fifth second on."""
-    done = threading.Event()
-
-    def watch() -> None:
-        bar = None
-        while not done.wait(5 if bar is None else 1):
-            if bar is None:
-                bar = program.progress(total=0, label='read and plan', unit=' shards')
-            with contextlib.suppress(InputError, OSError):  # it is only a display
-                if not bar.total and shards.is_planned(job):
-                    bar.reset(shards.read_plan(job).shards)
-                    bar.set_description('write')
-                bar.update(shards.finished(job) - bar.n)
-        if bar is not None:
-            bar.close()
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join()
+def _progress(job: plan.Job) -> tuple[str, int, int]:
+    """What is done at the moment, and how many shards of how many."""
+    if not shards.is_planned(job):
+        return 'read and plan', 0, 0
+    return 'write', shards.finished(job), shards.read_plan(job).shards
 
 
 def _remove_stale(output_dir: str, made: manifest.Manifest) -> None:
