@@ -25,7 +25,7 @@ import apache_beam as beam
 import numpy as np
 from absl import flags
 
-from pipeline import beam_job, categories, manifest, plan, shards, split, storage
+from pipeline import beam_job, categories, journal, manifest, plan, shards, storage
 from pipeline.errors import CatalogueError, InputError
 
 FLAGS = program.flag_values()
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
         print('no shards were written; next: the same command without --plan_only')
         return
     made = manifest.read(job.output_dir, kind='shards', remedy='run pipeline.convert again')
-    _remove_stale(job.output_dir, made)
+    journal.remove_stale(job.output_dir, made)
     print(f'wrote {len(made.files)} shards and {manifest.NAME} to {job.output_dir}')
     print('next: python -m model.train --flagfile=noaug.flags')
 
@@ -174,15 +174,6 @@ def _progress(job: plan.Job) -> tuple[str, int, int]:
     if not shards.is_planned(job):
         return 'read and plan', 0, 0
     return 'write', shards.finished(job), shards.read_plan(job).shards
-
-
-def _remove_stale(output_dir: str, made: manifest.Manifest) -> None:
-    """Removes what earlier conversions left, and nothing else."""
-    listed = {file.name for file in made.files}
-    for name in storage.list_names(output_dir):
-        shard = split.parse_shard_name(name)
-        if storage.is_temporary(name) or (name not in listed and shard and shard[0] in split.SPLITS):
-            storage.remove(storage.join(output_dir, name))
 
 
 def _print_plan(job: plan.Job) -> None:
