@@ -161,9 +161,21 @@ def test_the_markdown_begins_with_the_papers_form(folder: Path, capsys: pytest.C
     assert titles == ['### noaug', '### first', '### first, 5 views']
     for block in blocks[1:]:
         assert block[0].startswith('###') or len({len(line) for line in block}) == 1
-    assert [cell.strip() for cell in blocks[4][0].split('|')[1:-1]] == [
+    assert [cell.strip() for cell in blocks[5][0].split('|')[1:-1]] == [
         'rule', '1 picture (2)', '2 pictures (1)', '3 pictures (1)', '4 pictures (0)',
     ]  # fmt: skip
+
+
+def test_what_pictures_and_views_bring_is_told_with_its_test(folder: Path) -> None:
+    """One picture more is right than by the first alone, of four; with five views none of two."""
+    run(f'{folder}/first')
+    text = (folder / 'first' / 'table-val.md').read_text()
+    lines = [[cell.strip() for cell in line.strip('|').split('|')] for line in text.split('\n\n')[2].splitlines()]
+    assert lines[0] == ['product', 'over first', 'p', 'over one view', 'p']
+    assert lines[2:] == [
+        ['first', '+0.250 (+0.000 to +0.750)', '1.000', '', ''],
+        ['first, 5 views', '-0.250 (-0.750 to +0.000)', '1.000', '-0.500 (-1.000 to +0.000)', '0.500'],
+    ]
 
 
 def test_a_difference_beyond_chance_has_a_mark() -> None:
@@ -180,9 +192,10 @@ def test_a_difference_beyond_chance_has_a_mark() -> None:
             top5=1.0,
             levels=(1.0, 1.0, 1.0),
             by_pictures=(scores.accuracy(correct),) * 4,
+            correct=correct,
             by_seen=None,
         )
-        for rule, correct in (('mean', none), ('product', every))
+        for rule, correct in (('mean', none), ('product', every), ('first', none))
     ]
     assert '| product | 1.000 ± 0.000 * |' in table.markdown(rows, 'val')
 
