@@ -22,11 +22,12 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from ensemble import mixture, reduction, rules, submission
+from ensemble import mixture, reduction, rules, scores, submission
 from ensemble.mixture import Mixture
 from ensemble.predictions import Predictions
 from ensemble.reduction import Job, Stores
-from ensemble.submission import Score, Solution
+from ensemble.scores import Score
+from ensemble.submission import Solution
 from pipeline import beam_job, storage, tables
 from pipeline.beam_job import Engine
 from pipeline.errors import InputError
@@ -115,7 +116,7 @@ def _combine(engine: Engine, stores: Stores, way: Mixture, solution: Solution | 
     folder = storage.join(output_dir, 'predictions', os.path.basename(stores.folders[0]))
     (found,) = _reduce(engine, stores, [way], [folder])
     if solution or stores.split != 'test':
-        print(f'{way.rule}: accuracy {submission.accuracy(_correct(found, solution))}')
+        print(f'{way.rule}: accuracy {scores.accuracy(_correct(found, solution))}')
     print(f'wrote {folder}: the predictions for {len(found):,} products')
     if stores.split == 'test':
         submission.write(path, found.product_id, found.category_id, expected=stores.products)
@@ -172,7 +173,7 @@ def _report_all(correct: dict[str, np.ndarray], several: np.ndarray, *, path: st
         several: bool [P], whether a product has two pictures or more.
         path: of the .csv file.
     """
-    table = [(name, submission.accuracy(one), submission.accuracy(one[several])) for name, one in correct.items()]
+    table = [(name, scores.accuracy(one), scores.accuracy(one[several])) for name, one in correct.items()]
     print(
         f'{"rule":8}  {"accuracy":>8}  {"95 % interval":>16}  {"products":>10}  {"2+ pictures":>11}  {"products":>10}'
     )
@@ -181,7 +182,7 @@ def _report_all(correct: dict[str, np.ndarray], several: np.ndarray, *, path: st
             f'{name:8}  {every.value:8.4f}  {every.low:.4f} to {every.high:.4f}  {every.count:10,}'
             f'  {some.value:11.4f}  {some.count:10,}'
         )
-    gain = submission.gain(correct['product'][several], correct['first'][several])
+    gain = scores.gain(correct['product'][several], correct['first'][several])
     print(f'with two pictures or more, product gains {gain} over first')
     _write_table(table, path)
 

@@ -1,4 +1,4 @@
-"""Predictions -> Kaggle's submission.csv.gz, and what they are worth where the truth is known.
+"""Predictions -> Kaggle's submission.csv.gz, and the solution to score them with.
 
 Synopsis:
 
@@ -7,13 +7,11 @@ Synopsis:
 
     product_id, category_id = np.array([8, 5]), np.array([1000, 1010])
     submission.write('submission.csv.gz', product_id, category_id, expected=2)
-    print(submission.accuracy(category_id == np.array([1000, 1000])))
 """
 
 from __future__ import annotations
 
 import gzip
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,27 +22,6 @@ from pipeline.errors import InputError
 
 NAME = 'submission.csv.gz'
 COLUMNS = ('_id', 'category_id')
-Z_95 = 1.959964  # a normal variable is within this many standard deviations with probability 0.95
-
-
-@dataclass(frozen=True)
-class Score:
-    """A share, or a difference of two, with its 95 % interval; nan where there is nothing to count.
-
-    Attributes:
-        value: 0..1 (a difference: -1..1).
-        low: lower end of the interval.
-        high: upper end of the interval.
-        count: number of products.
-    """
-
-    value: float
-    low: float
-    high: float
-    count: int
-
-    def __str__(self) -> str:
-        return f'{self.value:.4f} (95 % interval {self.low:.4f} to {self.high:.4f}, {self.count:,} products)'
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,31 +114,3 @@ def read_solution(path: str, label_map: Categories) -> Solution:
         raise InputError(f'{path}: row {place + 2}: category {rows[place][1]} is none of the model')
     order = np.argsort(product_id)
     return Solution(path, product_id[order], category_id[order])
-
-
-def accuracy(correct: np.ndarray) -> Score:
-    """The share of correct predictions (bool [P]) with Wilson's interval, which also holds near 0 and 1 and for few.
-
-    Source: E. B. Wilson, Journal of the American Statistical Association 22 (1927) 209-212.
-    """
-    count = len(correct)
-    if not count:
-        return Score(math.nan, math.nan, math.nan, 0)
-    share = float(correct.mean())
-    middle = share + Z_95**2 / (2 * count)
-    half = Z_95 * math.sqrt(share * (1 - share) / count + Z_95**2 / (4 * count**2))
-    scale = 1 + Z_95**2 / count
-    return Score(share, max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0), count)
-
-
-def gain(correct: np.ndarray, over: np.ndarray) -> Score:
-    """How much more accurate one rule is than another on the same products (bool [P] each).
-
-    The interval is of the mean of the paired differences, so it doesn't suffer from what is hard for both.
-    """
-    difference = correct.astype(float) - over
-    if len(difference) < 2:
-        return Score(math.nan, math.nan, math.nan, len(difference))
-    half = Z_95 * float(difference.std(ddof=1)) / math.sqrt(len(difference))
-    value = float(difference.mean())
-    return Score(value, value - half, value + half, len(difference))

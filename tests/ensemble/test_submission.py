@@ -1,9 +1,8 @@
-"""Kaggle's file, the solution, and the scores with their intervals."""
+"""Kaggle's file, and the solution."""
 
 from __future__ import annotations
 
 import gzip
-import math
 from pathlib import Path
 
 import numpy as np
@@ -105,46 +104,3 @@ def test_a_solution_of_other_products_is_refused(
     )
     with pytest.raises(InputError, match=message):
         solution.of(predicted)
-
-
-@pytest.mark.parametrize(
-    ('right', 'count', 'low', 'high'),
-    [
-        # The centre is (share + z^2 / 2n) / (1 + z^2 / n), with z = 1.96 and z^2 = 3.8415.
-        (8, 10, 0.4902, 0.9433),  # (0.9921 -+ 0.3136) / 1.3841
-        (5, 10, 0.2366, 0.7634),  # symmetric about a half
-        (0, 10, 0.0, 0.2775),  # 3.8415 / 13.8415
-        (10, 10, 0.7225, 1.0),
-        (0, 1, 0.0, 0.7935),  # 3.8415 / 4.8415
-    ],
-)
-def test_the_interval_is_wilsons(right: int, count: int, low: float, high: float) -> None:
-    score = submission.accuracy(np.arange(count) < right)
-    assert (score.value, score.count) == (right / count, count)
-    assert score.low == pytest.approx(low, abs=6e-5)
-    assert score.high == pytest.approx(high, abs=6e-5)
-
-
-def test_of_no_products_there_is_no_accuracy() -> None:
-    score = submission.accuracy(np.zeros(0, bool))
-    assert score.count == 0 and math.isnan(score.value)
-
-
-def test_a_gain_is_the_mean_of_the_paired_differences() -> None:
-    # Differences 1, 1, 0, -1, 0, 0, 0, 0: mean 1/8, variance (3 - 8 / 64) / 7 = 0.41071, half = 1.96 sqrt(0.41071 / 8).
-    one = np.array([1, 1, 1, 0, 0, 0, 1, 1], bool)
-    other = np.array([0, 0, 1, 1, 0, 0, 1, 1], bool)
-    score = submission.gain(one, over=other)
-    assert (score.value, score.count) == (0.125, 8)
-    assert score.high - score.value == pytest.approx(0.44409, abs=1e-5)
-    assert score.value - score.low == pytest.approx(0.44409, abs=1e-5)
-
-
-@pytest.mark.parametrize('count', [0, 1])
-def test_of_fewer_than_two_products_there_is_no_gain(count: int) -> None:
-    assert math.isnan(submission.gain(np.ones(count, bool), over=np.zeros(count, bool)).value)
-
-
-def test_a_score_is_printed_with_its_interval() -> None:
-    score = submission.Score(0.71234, 0.7, 0.725, 12345)
-    assert str(score) == '0.7123 (95 % interval 0.7000 to 0.7250, 12,345 products)'

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from ensemble import logits, rules, submission
+from ensemble import logits, rules, scores, submission
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,8 @@ from ensemble import logits, rules, submission
         (logits, '[5 5 8] (3, 2)\n'),
         # of product 5, log odds 4 + 2 for label 1; of product 8, 3 for label 0: 1 / (1 + exp(-6)), 1 / (1 + exp(-3))
         (rules, '[5 8] [[1 0]\n [1 0]] [[0.9975'),
-        (submission, '0.5000 (95 % interval 0.0945 to 0.9055, 2 products)\n'),
+        (scores, '0.7500 (95 % interval 0.2500 to 1.0000, 4 products)\n0.2500 (95 % interval 0.0000 to 0.7500'),
+        (submission, ''),
     ],
 )
 def test_the_synopsis_runs(
