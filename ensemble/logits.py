@@ -170,10 +170,17 @@ def read_manifest(folder: str) -> Manifest:
     Raises:
         InputError: there is no finished store in the folder; names the command that makes it.
     """
-    found = re.fullmatch(r'(?P<run>.+)/logits/(?P<split>[^/]+?)(-tta(?P<tta>\d+))?/*', folder)
-    run, split, tta = found.group('run', 'split', 'tta') if found else ('runs/latest', 'test', None)
-    remedy = f'python -m model.predict --run_dir={run} --split={split}' + (f' --tta={tta}' if tta else '')
-    return manifest_lib.read(folder, kind=KIND, remedy=remedy)
+    return manifest_lib.read(folder, kind=KIND, remedy=command(folder))
+
+
+def command(folder: str) -> str:
+    """The command that makes the store of this folder."""
+    pattern = r'(?P<run>.+)/logits/(?P<split>[^/]+?)(-tta(?P<tta>\d+))?(?P<best>-best)?(-top(?P<top_k>\d+))?/*'
+    found = re.fullmatch(pattern, folder)
+    named = found.groupdict() if found else {'run': 'runs/latest', 'split': 'test'}
+    words = [f'python -m model.predict --run_dir={named["run"]} --split={named["split"]}']
+    words += [f'--{flag}={named[flag]}' for flag in ('tta', 'top_k') if named.get(flag)]
+    return ' '.join([*words, '--best'] if named.get('best') else words)
 
 
 def read_shard(folder: str, file: FileInfo) -> Iterator[Rows]:
