@@ -5,7 +5,9 @@ the run's folder predictions/SPLIT: Parquet files with each product's category, 
   test logits  make submission.csv.gz for Kaggle too; with --solution=data/solution.csv the accuracy is printed
   val logits   the accuracy is printed with its 95 % interval
   --rule all   compares all rules in one reading of the logits: prints a table and writes it as rules-val.csv
-Several models: --logits=runs/a/logits/test,runs/b/logits/test --weights=2,1.
+Several models: --logits=runs/a/logits/test,runs/b/logits/test, with --weights=2,1, or --fit=val to find the weights on
+the val logits beside them: says what that gains by cross-validation, writes mixture.json, and combines with it. Later
+--weights=PATH/mixture.json does the same again. With --rule=power the exponent is found too.
 Beam's flags pass through: --runner=DirectRunner (the default: one process a core), FnApiRunner (one process),
 FlinkRunner, DataflowRunner, and what belongs to each, such as --direct_num_workers=4.
 """
@@ -22,7 +24,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from ensemble import mixture, reduction, rules, scores, submission
+from ensemble import fit, mixture, mixture_file, reduction, rules, scores, submission
 from ensemble.mixture import Mixture
 from ensemble.predictions import Predictions
 from ensemble.reduction import Job, Stores
@@ -47,8 +49,14 @@ VIEWS = flags.DEFINE_enum(
     'each picture first.', flag_values=FLAGS,
 )  # fmt: skip
 WEIGHTS = flags.DEFINE_string(
-    'weights', '', 'How much each model counts, with commas between; all alike if empty.', flag_values=FLAGS
-)
+    'weights', '',
+    'How much each model counts, with commas between, or the mixture.json that --fit wrote, with the rule and all; all '
+    'alike if empty.', flag_values=FLAGS,
+)  # fmt: skip
+FIT = flags.DEFINE_enum(
+    'fit', None, fit.SPLITS, 'Find the weights, and the exponent of --rule=power, on the logits of this split beside '
+    '--logits.', flag_values=FLAGS,
+)  # fmt: skip
 ACROSS = flags.DEFINE_enum(
     'across', 'arithmetic', mixture.ACROSS, "Mean over the models' probabilities of a product.", flag_values=FLAGS
 )
@@ -67,16 +75,25 @@ def main(argv: list[str]) -> None:
     engine = beam_job.engine(program.parse(FLAGS, argv, doc=__doc__, pass_through=True))
     folders = [folder.rstrip('/') for folder in LOGITS.value.split(',')]
     compare = RULE.value == 'all'
+    if FIT.value and (WEIGHTS.value or compare):
+        other = '--weights' if WEIGHTS.value else '--rule=all'
+        raise InputError(f'--fit finds the weights of one rule; leave out --fit or {other}')
+    from_file = WEIGHTS.value.endswith('.json')
     mixtures = [
         Mixture(name, POWER.value, VIEWS.value, _weights(len(folders)), ACROSS.value)
         for name in (rules.names() if compare else (RULE.value,))
+        if not from_file
     ]
     stores = reduction.open_stores(folders)
     solution = _read_solution(SOLUTION.value, stores, compare=compare)
     output_dir = OUTPUT_DIR.value or _output_dir(folders)
+    if from_file:
+        mixtures = [_read_mixture(WEIGHTS.value, stores)]
+    if FIT.value:
+        mixtures = [_fit(engine, stores, mixtures[0], split=FIT.value, output_dir=output_dir)]
     if compare:
         _compare(engine, stores, mixtures, solution, output_dir=output_dir)
-    else:
+    elif FIT.value != stores.split:  # else there is nothing to add: on what it was fitted on it only looks good
         _combine(engine, stores, mixtures[0], solution, output_dir=output_dir)
 
 
@@ -86,10 +103,41 @@ def _weights(models: int) -> tuple[float, ...]:
     try:
         weights = tuple(float(word) for word in WEIGHTS.value.split(','))
     except ValueError:
-        raise InputError(f'--weights must be numbers with commas between, are {WEIGHTS.value!r}') from None
+        raise InputError(
+            f'--weights must be numbers with commas between, or a {mixture_file.NAME}, are {WEIGHTS.value!r}'
+        ) from None
     if len(weights) != models:
         raise InputError(f'--weights has {len(weights)} numbers for {models} stores of logits; give one for each')
     return weights
+
+
+def _read_mixture(path: str, stores: Stores) -> Mixture:
+    """What was fitted; a flag that was given and says otherwise is refused."""
+    found = mixture_file.read(path, stores)
+    for flag, fitted in ((RULE, found.rule), (POWER, found.power), (VIEWS, found.views), (ACROSS, found.across)):
+        if FLAGS[flag.name].present and flag.value != fitted:
+            raise InputError(
+                f'--{flag.name}={flag.value}, but {path} was fitted with {fitted}; leave the flag out, or fit anew '
+                'with --fit=val'
+            )
+    if stores.split in fit.SPLITS:
+        print(f'note: {path} may have been fitted on these products, which flatters it; --fit says what it is worth')
+    return found
+
+
+def _fit(engine: Engine, stores: Stores, start: Mixture, *, split: str, output_dir: str) -> Mixture:
+    """Finds the weights on another split's logits, says what they are worth and writes them."""
+    known = reduction.open_stores([mixture_file.of_split(folder, split) for folder in stores.folders])
+    mixture_file.check_same_models(known, stores)
+    print(f'fitting {start.rule} on {known.products:,} products in {", ".join(known.folders)}', flush=True)
+    found = fit.fit(known, start)
+    scratch = storage.join(output_dir, f'.tmp-fit-{uuid.uuid4().hex}')
+    print(fit.table(known, found, fit.cross_validate(engine, known, found, scratch=scratch)))
+    path = storage.join(output_dir, mixture_file.NAME)
+    mixture_file.write(path, found.every.mixture, known)
+    test = ','.join(mixture_file.of_split(folder, 'test') for folder in stores.folders)
+    print(f'wrote {path}; to use it again: python -m ensemble.combine --weights={path} --logits={test}', flush=True)
+    return found.every.mixture
 
 
 def _read_solution(path: str, stores: Stores, *, compare: bool) -> Solution | None:

@@ -184,13 +184,17 @@ def read_manifest(folder: str, *, check_files: bool = True) -> Manifest:
     Raises:
         InputError: there is no finished store in the folder; names the command that makes it.
     """
+    return manifest_lib.read(folder, kind=KIND, remedy=command(folder), check_files=check_files)
+
+
+def command(folder: str) -> str:
+    """The command that makes the store of this folder."""
     pattern = r'(?P<run>.+)/logits/(?P<split>[^/]+?)(-tta(?P<tta>\d+))?(?P<best>-best)?(-top(?P<top_k>\d+))?/*'
     found = re.fullmatch(pattern, folder)
     named = found.groupdict() if found else {'run': 'runs/latest', 'split': 'test'}
-    remedy = f'python -m model.predict --run_dir={named["run"]} --split={named["split"]}'
-    remedy += ''.join(f' --{flag}={named[flag]}' for flag in ('tta', 'top_k') if named.get(flag))
-    remedy += ' --best' if named.get('best') else ''
-    return manifest_lib.read(folder, kind=KIND, remedy=remedy, check_files=check_files)
+    words = [f'python -m model.predict --run_dir={named["run"]} --split={named["split"]}']
+    words += [f'--{flag}={named[flag]}' for flag in ('tta', 'top_k') if named.get(flag)]
+    return ' '.join([*words, '--best'] if named.get('best') else words)
 
 
 def read_shard(folder: str, file: FileInfo) -> Iterator[Rows]:

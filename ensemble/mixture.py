@@ -26,6 +26,8 @@ class Mixture:
         views: pooled or nested.
         weights: of the models, not negative, at least one above 0.
         across: the mean over the models' probabilities of a product: arithmetic or geometric.
+        sharpness: exponent of a geometric mean's probabilities, before they are divided by their sum. It changes no
+            prediction, only how certain they are; above 1, more than the mean.
     """
 
     rule: str = 'product'
@@ -33,6 +35,7 @@ class Mixture:
     views: str = 'pooled'
     weights: tuple[float, ...] = (1.0,)
     across: str = 'arithmetic'
+    sharpness: float = 1.0
 
     def __post_init__(self) -> None:
         rules.find(self.rule, power=self.power)
@@ -42,6 +45,8 @@ class Mixture:
         if any(not 0 <= weight < math.inf for weight in self.weights) or not any(self.weights):
             given = ','.join(f'{weight:g}' for weight in self.weights)
             raise InputError(f'weights must be 0 or more, and one of them above 0; they are {given}')
+        if not 0 < self.sharpness < math.inf:
+            raise InputError(f'sharpness must be above 0, is {self.sharpness:g}')
 
 
 class Models:
@@ -66,8 +71,8 @@ class Models:
             (self.log_probabilities(model, mixture), weight) for model, weight in enumerate(mixture.weights) if weight
         ]
         if mixture.across == 'geometric':
-            total = sum(mixture.weights)
-            return Scores(tf.add_n([weight / total * logs for logs, weight in used]), in_logs=True)
+            scale = mixture.sharpness / sum(mixture.weights)
+            return Scores(tf.add_n([weight * scale * logs for logs, weight in used]), in_logs=True)
         parts = tf.stack([logs + np.float32(math.log(weight)) for logs, weight in used])
         return Scores(tf.reduce_logsumexp(parts, axis=0), in_logs=True)
 

@@ -9,12 +9,14 @@ from types import ModuleType
 
 import pytest
 
-from ensemble import logits, rules, scores, submission
+from ensemble import likelihood, logits, rules, scores, submission
 
 
 @pytest.mark.parametrize(
     ('module', 'printed'),
     [
+        # 0.8 w + 0.2 (1 - w) is 2/3, the share of the products that the first model knows
+        (likelihood, '[0.78 0.22]\n'),
         (logits, '[5 5 8] (3, 2)\n'),
         # of product 5, log odds 4 + 2 for label 1; of product 8, 3 for label 0: 1 / (1 + exp(-6)), 1 / (1 + exp(-3))
         (rules, '[5 8] [[1 0]\n [1 0]] [[0.9975'),
