@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ensemble import likelihood, predictions, reduction, rules, submission
+from ensemble import likelihood, predictions, reduction, rules, scores
 from ensemble.mixture import Mixture, Models
 from ensemble.reduction import Job, Part, Stores
 from ensemble.rules import Products
@@ -240,22 +240,17 @@ def cross_validate(engine: Engine, stores: Stores, found: Fit, *, scratch: str) 
     alone = [dataclasses.replace(found.start, weights=tuple(row.tolist())) for row in one_each]
     ways = [found.start, *alone, *(fold.mixture for fold in found.folds)]
     folders = [storage.join(scratch, str(number)) for number in range(len(ways))]
-    columns = ('product_id', 'category_id', 'true_category_id')
     try:
-        reduction.run(engine, stores.parts(), Job(stores, ways, folders))
-        correct = []
-        for folder in folders:
-            read = predictions.read(folder, columns)
-            correct.append(read.category_id == read.true_category_id)
+        found_by = reduction.run(engine, stores.parts(), Job(stores, ways, folders))
     finally:
         if storage.exists(scratch):
             storage.remove(scratch)
-    submission.check_products(read.product_id, expected=stores.products)
-    known = np.where(read.true_category_id == predictions.UNKNOWN, -1, 0)
-    _check_known(known, read.product_id, stores)
+    product_id, truth = found_by[0].product_id, found_by[0].true_category_id
+    _check_known(np.where(truth == predictions.UNKNOWN, -1, 0), product_id, stores)
+    correct = [one.category_id == truth for one in found_by]
     by_fold = np.stack(correct[-FOLDS:])
     return Trial(
-        fitted=by_fold[fold_of(read.product_id), np.arange(len(read.product_id))],
+        fitted=by_fold[fold_of(product_id), np.arange(len(product_id))],
         start=correct[0],
         alone=tuple(correct[1:-FOLDS]),
     )

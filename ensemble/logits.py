@@ -34,7 +34,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import BinaryIO
 
 import google_crc32c
 import numpy as np
@@ -51,6 +50,7 @@ KIND = 'logits'
 # 1,024 rows of 5,270 classes in float16 are 10.8 MB: far above the cost of a call, and the few float32 copies that a
 # rule makes of a block (22 MB each) stay small beside a worker's memory.
 BLOCK_ROWS = 256
+HEAD_BYTES, TAIL_BYTES = 12, 4  # of a TFRecord: before its data the length and its checksum, after them theirs
 INDEX_COLUMNS = ('product_id', 'image_index', 'view', 'label')
 
 
@@ -205,16 +205,17 @@ def read_shard(folder: str, file: FileInfo) -> Iterator[Rows]:
     """
     path = storage.join(folder, file.name)
     checksum = google_crc32c.Checksum()
-    row_count = number = 0
-    with storage.open_read(path) as source:
+    row_count = number = place = 0
+    with storage.open_ranges(path) as source:
         while True:
             try:
-                data = _read_record(source, checksum, limit=file.bytes)
+                data = _read_record(source, place, checksum)
                 if data is None:
                     break
                 rows = _decode(data)
             except (ValueError, KeyError, IndexError) as error:
                 raise InputError(f'{path}: record {number} is damaged ({error}); make the logits again') from None
+            place += HEAD_BYTES + len(data) + TAIL_BYTES
             row_count += len(rows)
             number += 1
             yield rows
@@ -326,18 +327,21 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
         place += 1 + length
 
 
-def _read_record(source: BinaryIO, checksum: google_crc32c.Checksum, *, limit: int) -> memoryview | None:
-    """The data of the next TFRecord, or None at the file's end; adds the whole record to the file's checksum."""
-    head = source.read(12)  # the length, uint64, and its checksum
+def _read_record(source: storage.Ranges, place: int, checksum: google_crc32c.Checksum) -> memoryview | None:
+    """The data of the TFRecord at `place`, None at the file's end; adds the whole record to the file's checksum.
+
+    A local file is mapped, not copied: that takes a third of the time of reading it.
+    """
+    head = source.window(place, HEAD_BYTES).tobytes()  # the length, uint64, and its checksum
     if not head:
         return None
     length = int.from_bytes(head[:8], 'little')
-    if head[8:] != records.masked_crc(head[:8]) or length > limit:
+    if head[8:] != records.masked_crc(head[:8]) or length > source.size:
         raise ValueError('a wrong length')
-    data = source.read(length)
-    tail = source.read(4)
+    data = source.window(place + HEAD_BYTES, length).data
+    tail = source.window(place + HEAD_BYTES + length, TAIL_BYTES).tobytes()
     if tail != records.masked_crc(data):
         raise ValueError('a wrong checksum' if len(data) == length else f'{len(data)} of {length} bytes')
     for part in (head, data, tail):
         checksum.update(part)
-    return memoryview(data)
+    return data
