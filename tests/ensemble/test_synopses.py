@@ -9,7 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from ensemble import logits, rules, submission
+from ensemble import known_images, logits, rules, submission
+from tests import shards
 
 
 @pytest.mark.parametrize(
@@ -19,6 +20,7 @@ from ensemble import logits, rules, submission
         # of product 5, log odds 4 + 2 for label 1; of product 8, 3 for label 0: 1 / (1 + exp(-6)), 1 / (1 + exp(-3))
         (rules, '[5 8] [[1 0]\n [1 0]] [[0.9975'),
         (submission, '0.5000 (95 % interval 0.0945 to 0.9055, 2 products)\n'),
+        (known_images, '0.0% of the products have seen pictures, 0.0% a label\n'),
     ],
 )
 def test_the_synopsis_runs(
@@ -29,6 +31,7 @@ def test_the_synopsis_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    shards.write(tmp_path / 'data' / 'shards', train=3, val=2)
     found = re.search(r'Synopsis:\n\n((?: {4}.*\n|\n)+)', module.__doc__ or '')
     assert found
     exec(textwrap.dedent(found[1]), {})
