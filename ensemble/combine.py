@@ -24,10 +24,11 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from ensemble import fit, mixture, mixture_file, reduction, rules, scores, submission
+from ensemble import fit, known_images, mixture, mixture_file, reduction, rules, scores, submission
+from ensemble.known_images import Known
 from ensemble.mixture import Mixture
-from ensemble.predictions import Predictions
-from ensemble.reduction import Job, Stores
+from ensemble.predictions import UNKNOWN, Predictions
+from ensemble.reduction import Job, Part, Stores
 from ensemble.scores import Score
 from ensemble.submission import Solution
 from pipeline import beam_job, storage, tables
@@ -60,6 +61,15 @@ FIT = flags.DEFINE_enum(
 ACROSS = flags.DEFINE_enum(
     'across', 'arithmetic', mixture.ACROSS, "Mean over the models' probabilities of a product.", flag_values=FLAGS
 )
+KNOWN_IMAGES = flags.DEFINE_bool(
+    'known_images', False,
+    'A product takes the category of the labelled products that have the same pictures byte for byte, if all of these '
+    'are of one; reads the shards too. Accuracy is printed apart for products with such pictures and without.',
+    flag_values=FLAGS,
+)  # fmt: skip
+SHARDS_DIR = flags.DEFINE_string(
+    'shards_dir', 'data/shards', 'Folder of the shards, for --known_images.', flag_values=FLAGS
+)
 SOLUTION = flags.DEFINE_string(
     'solution', '', "A solution.csv with the test products' categories, to score with.", flag_values=FLAGS
 )
@@ -87,6 +97,9 @@ def main(argv: list[str]) -> None:
     stores = reduction.open_stores(folders)
     solution = _read_solution(SOLUTION.value, stores, compare=compare)
     output_dir = OUTPUT_DIR.value or _output_dir(folders)
+    older = storage.join(output_dir, submission.NAME)
+    if stores.split == 'test' and not compare and storage.exists(older):
+        storage.remove(older)  # so that an interruption leaves none, not one of other predictions
     if from_file:
         mixtures = [_read_mixture(WEIGHTS.value, stores)]
     if FIT.value:
@@ -94,7 +107,10 @@ def main(argv: list[str]) -> None:
     if compare:
         _compare(engine, stores, mixtures, solution, output_dir=output_dir)
     elif FIT.value != stores.split:  # else there is nothing to add: on what it was fitted on it only looks good
-        _combine(engine, stores, mixtures[0], solution, output_dir=output_dir)
+        known = None
+        if KNOWN_IMAGES.value:
+            known = _find_known(engine, stores, SHARDS_DIR.value, output_dir=output_dir)
+        _combine(engine, stores, mixtures[0], solution, known, output_dir=output_dir)
 
 
 def _weights(models: int) -> tuple[float, ...]:
@@ -156,17 +172,19 @@ def _output_dir(folders: Sequence[str]) -> str:
     return run if len(folders) == 1 else storage.join(os.path.dirname(run) or '.', 'ensemble')
 
 
-def _combine(engine: Engine, stores: Stores, way: Mixture, solution: Solution | None, *, output_dir: str) -> None:
-    """Writes the predictions, and for the test products the submission; an older one goes first."""
-    path = storage.join(output_dir, submission.NAME)
-    if stores.split == 'test' and storage.exists(path):
-        storage.remove(path)
+def _combine(
+    engine: Engine, stores: Stores, way: Mixture, solution: Solution | None, known: Known | None, *, output_dir: str
+) -> None:
+    """Writes the predictions, and for the test products the submission."""
     folder = storage.join(output_dir, 'predictions', os.path.basename(stores.folders[0]))
-    (found,) = _reduce(engine, stores, [way], [folder])
+    (found,) = _reduce(engine, stores, [way], [folder], known)
+    if known:
+        _say_known(found, known)
     if solution or stores.split != 'test':
-        print(f'{way.rule}: accuracy {scores.accuracy(_correct(found, solution))}')
+        _say_accuracy(way.rule, found, solution, known)
     print(f'wrote {folder}: the predictions for {len(found):,} products')
     if stores.split == 'test':
+        path = storage.join(output_dir, submission.NAME)
         submission.write(path, found.product_id, found.category_id, expected=stores.products)
         print(
             f'wrote {path}: {len(found):,} products; next: upload it to '
@@ -174,6 +192,37 @@ def _combine(engine: Engine, stores: Stores, way: Mixture, solution: Solution | 
         )
     else:
         print(f'next: {_command(way.rule, stores)}')
+
+
+def _find_known(engine: Engine, stores: Stores, shards_dir: str, *, output_dir: str) -> Known:
+    """What the pictures tell: for the test products all that have a category count, else those trained on."""
+    known_images.check(shards_dir, digest=stores.dataset_digest)
+    sources = known_images.SOURCES if stores.split == 'test' else ('train',)
+    print(f'looking for the pictures of {stores.split} in {" and ".join(sources)}', flush=True)
+    return known_images.find(engine, shards_dir, stores.split, sources=sources, output_dir=output_dir)
+
+
+def _say_known(found: Predictions, known: Known) -> None:
+    counts = {
+        'with known pictures': known.seen > 0,
+        'take their category': found.known,
+        'of these otherwise than the network says': found.category_id != found.likeliest[:, 0],
+    }
+    said = ', '.join(f'{chosen.sum():,} ({chosen.mean():.1%}) {what}' for what, chosen in counts.items())
+    print(f'known images: of {len(found):,} products {said}')
+
+
+def _say_accuracy(rule: str, found: Predictions, solution: Solution | None, known: Known | None) -> None:
+    truth = solution.of(found.product_id) if solution else found.true_category_id
+    correct = found.category_id == truth
+    print(f'{rule}: accuracy {scores.accuracy(correct)}')
+    if not known:
+        return
+    network = found.likeliest[:, 0] == truth
+    print(f'  by the network {scores.accuracy(network)}')
+    print(f'  known images gain {scores.gain(correct, network)}')
+    for name, chosen in (('with known pictures', known.seen > 0), ('without', known.seen == 0)):
+        print(f'  {name}: {scores.accuracy(correct[chosen])}, by the network {scores.accuracy(network[chosen])}')
 
 
 def _compare(
@@ -192,7 +241,9 @@ def _compare(
     print(f'wrote {storage.join(output_dir, name)}; next: {_command("product", stores)}')
 
 
-def _reduce(engine: Engine, stores: Stores, ways: list[Mixture], folders: list[str]) -> list[Predictions]:
+def _reduce(
+    engine: Engine, stores: Stores, ways: list[Mixture], folders: list[str], known: Known | None = None
+) -> list[Predictions]:
     """Runs the job."""
     rows = ' and '.join(f'{made.images(stores.split):,}' for made in stores.manifests)
     print(
@@ -200,7 +251,13 @@ def _reduce(engine: Engine, stores: Stores, ways: list[Mixture], folders: list[s
         f'({len(stores.parts())} files) by {", ".join(way.rule for way in ways)}',
         flush=True,
     )
-    return reduction.run(engine, stores.parts(), Job(stores, ways, folders))
+    parts = stores.parts()
+    if known:
+        ends = np.cumsum([part.files[0].products for part in parts])
+        category_id = np.where(known.label < 0, UNKNOWN, stores.label_map.ids[known.label])
+        pieces = np.split(category_id, ends[:-1])
+        parts = [Part(part.files, piece) for part, piece in zip(parts, pieces, strict=True)]
+    return reduction.run(engine, parts, Job(stores, ways, folders, known_images=known is not None))
 
 
 def _correct(found: Predictions, solution: Solution | None) -> np.ndarray:

@@ -60,6 +60,17 @@ class Known:
     label: np.ndarray
 
 
+def check(shards_folder: str, *, digest: str) -> None:
+    """Checks that these are the shards of this digest, from which logits were made.
+
+    Raises:
+        InputError: they aren't, or there are none.
+    """
+    made = manifest.read(shards_folder, kind='shards', remedy='python -m pipeline.convert --runner=DirectRunner')
+    if made.digest() != digest:
+        raise InputError(f'{shards_folder}: not the shards that the logits were made from; name those as --shards_dir')
+
+
 def find(
     engine: beam_job.Engine, shards_folder: str, split: str, *, sources: tuple[str, ...] = ('train',), output_dir: str
 ) -> Known:

@@ -338,10 +338,10 @@ def _read_record(source: storage.Ranges, place: int, checksum: google_crc32c.Che
     length = int.from_bytes(head[:8], 'little')
     if head[8:] != records.masked_crc(head[:8]) or length > source.size:
         raise ValueError('a wrong length')
-    data = source.window(place + HEAD_BYTES, length).data
+    data = source.window(place + HEAD_BYTES, length)
     tail = source.window(place + HEAD_BYTES + length, TAIL_BYTES).tobytes()
     if tail != records.masked_crc(data):
         raise ValueError('a wrong checksum' if len(data) == length else f'{len(data)} of {length} bytes')
     for part in (head, data, tail):
         checksum.update(part)
-    return data
+    return data.data

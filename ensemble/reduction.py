@@ -64,6 +64,11 @@ class Stores:
         return self.manifests[0].about['split']
 
     @property
+    def dataset_digest(self) -> str:
+        """Identity of the shards that the logits were made from."""
+        return self.manifests[0].about['dataset_digest']
+
+    @property
     def products(self) -> int:
         """How many products."""
         return self.manifests[0].products(self.split)
