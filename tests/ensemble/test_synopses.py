@@ -9,7 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from ensemble import logits, rules, scores, submission
+from ensemble import known_images, logits, rules, scores, submission
+from tests import shards
 
 
 @pytest.mark.parametrize(
@@ -20,6 +21,7 @@ from ensemble import logits, rules, scores, submission
         (rules, '[5 8] [[1 0]\n [1 0]] [[0.9975'),
         (scores, '0.7500 (95 % interval 0.2500 to 1.0000, 4 products)\n0.2500 (95 % interval 0.0000 to 0.7500'),
         (submission, ''),
+        (known_images, '0.0% of the products have seen pictures, 0.0% a label\n'),
     ],
 )
 def test_the_synopsis_runs(
@@ -30,6 +32,7 @@ def test_the_synopsis_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    shards.write(tmp_path / 'data' / 'shards', train=3, val=2)
     found = re.search(r'Synopsis:\n\n((?: {4}.*\n|\n)+)', module.__doc__ or '')
     assert found
     exec(textwrap.dedent(found[1]), {})

@@ -17,14 +17,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline import feed, order, records
+from pipeline import feed, order, records, shard_chunks
 from pipeline.errors import InputError
-from pipeline.feed import Chunk, Rows
+from pipeline.feed import Rows
 from pipeline.records import Product
+from pipeline.shard_chunks import Chunk
 from tests import catalogue
 
 COUNTS = (1, 3, 2, 4, 1, 1, 2)  # pictures a product, unevenly
-REMEDY = re.escape(feed.REMEDY)
+REMEDY = re.escape(shard_chunks.REMEDY)
 
 
 def product(number: int, *, images: Sequence[bytes] | None = None) -> Product:
