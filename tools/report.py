@@ -3,9 +3,8 @@
 --table holds all rules against each other and against the paper's Table I: for each run, with each number of views of a
 picture of which it has logits (model.predict --tta=5). Accuracy has a 95 % bootstrap interval, its difference to the
 rule mean an interval and McNemar's exact test; then top 5, the levels of the categories, and the accuracy over products
-with 1 to 4 pictures. It is
-printed, and written as table-val.md and table-val.csv: with --split=test --solution=data/solution.csv it is that of the
-test set, in files table-test.
+with 1 to 4 pictures, and with or without a picture that stands in the training set too. It is printed, and written as
+table-val.md and table-val.csv; with --split=test --solution=data/solution.csv it is that of the test set (table-test).
 Beam's flags pass through: --runner=DirectRunner (the default: one process a core), FlinkRunner and others.
 """
 
@@ -17,9 +16,11 @@ from pipeline import program  # first: it quiets the logs of what is imported be
 import os
 import uuid
 
+import numpy as np
 from absl import flags
 
-from ensemble import reduction, submission
+from ensemble import known_images, reduction, submission
+from ensemble.reduction import Stores
 from ensemble.submission import Solution
 from pipeline import beam_job, storage
 from pipeline.beam_job import Engine
@@ -34,6 +35,10 @@ SPLIT = flags.DEFINE_enum('split', 'val', ('val', 'test'), 'On which products.',
 SOLUTION = flags.DEFINE_string(
     'solution', '', "A solution.csv with the test products' categories, for --split=test.", flag_values=FLAGS
 )
+SHARDS_DIR = flags.DEFINE_string(
+    'shards_dir', 'data/shards', 'Folder of the shards, where pictures that the training set has too are looked for.',
+    flag_values=FLAGS,
+)  # fmt: skip
 OUTPUT_DIR = flags.DEFINE_string(
     'output_dir', '', "Folder for what is written; if empty, the first run's folder.", flag_values=FLAGS
 )
@@ -60,7 +65,8 @@ def _make_table(engine: Engine, folders: list[str], *, output_dir: str) -> None:
     opened = reduction.open_stores([store.folder for store in stores])
     solution = submission.read_solution(SOLUTION.value, opened.label_map) if SOLUTION.value else None
     _tell_missing(folders)
-    rows = _measure(engine, stores, solution, output_dir=output_dir)
+    seen = _find_seen(engine, opened, output_dir=output_dir)
+    rows = _measure(engine, stores, solution, seen, output_dir=output_dir)
     text = table.markdown(rows, SPLIT.value)
     path = storage.join(output_dir, f'table-{SPLIT.value}')
     with storage.atomic_writer(f'{path}.md') as file:
@@ -87,13 +93,25 @@ def _tell_missing(folders: list[str]) -> None:
                 print(f'{folder}: has no logits of {tta} views; to have them in the table: {command}')
 
 
-def _measure(engine: Engine, stores: list[Store], solution: Solution | None, *, output_dir: str) -> list[Row]:
+def _find_seen(engine: Engine, opened: Stores, *, output_dir: str) -> np.ndarray | None:
+    """How many pictures of each product are in the training set, in the stores' order; None if it can't be known."""
+    try:
+        known_images.check(SHARDS_DIR.value, digest=opened.dataset_digest)
+    except InputError as error:
+        print(f'left out, which pictures the training set has too: {error}')
+        return None
+    return known_images.find(engine, SHARDS_DIR.value, SPLIT.value, output_dir=output_dir).seen
+
+
+def _measure(
+    engine: Engine, stores: list[Store], solution: Solution | None, seen: np.ndarray | None, *, output_dir: str
+) -> list[Row]:
     scratch = storage.join(output_dir, f'.tmp-table-{uuid.uuid4().hex}')
     rows: list[Row] = []
     try:
         for store in stores:
             print(f'combining {store.folder} by all rules', flush=True)
-            rows += table.measure(engine, store, scratch=scratch, solution=solution)
+            rows += table.measure(engine, store, scratch=scratch, solution=solution, seen=seen)
     finally:
         if storage.exists(scratch):
             storage.remove(scratch)

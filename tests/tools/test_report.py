@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from absl import flags
 
 from ensemble import logits, rules, scores
 from ensemble.logits import Rows
-from pipeline import beam_job
+from pipeline import beam_job, dataset
 from pipeline.categories import Categories
 from pipeline.errors import InputError
+from pipeline.records import Product
+from tests import shards
 from tools import report, table
 
 # Levels 1: A, A, B; levels 2: (A, X), (A, Y), (B, X).
@@ -212,6 +215,41 @@ def test_products_whose_pictures_are_known_are_told_apart(folder: Path) -> None:
     line = lines_of(folder / 'table.csv')[0]
     assert [line[name] for name in ('accuracy_seen', 'products_seen', 'accuracy_unseen')] == ['1', '2', '0']
     assert '| a picture seen (2) | none seen (2) |' in table.markdown(rows, 'val')
+
+
+def write_shards(folder: Path) -> str:
+    """The products of SHARDS as a dataset, in which products 7 and 3 show a picture of the training set; its digest."""
+    train = Product(100, 1000, A, 'train', (b'7', b'3'))
+    val = [
+        [
+            Product(product, 1000 + 10 * label, label, 'val', tuple(b'%d' % product for _ in pictures))
+            for product, label, pictures in products
+        ]
+        for products in SHARDS
+    ]
+    shards.write_products(folder, {'train': [[train]], 'val': val})
+    return dataset.open_shards(str(folder)).manifest.digest()
+
+
+def test_pictures_that_the_training_set_has_too_are_found_in_the_shards(folder: Path) -> None:
+    write_store(folder / 'other', dataset_digest=write_shards(folder / 'shards'))
+    run(f'{folder}/other', f'--shards_dir={folder}/shards')
+    line = lines_of(folder / 'other' / 'table-val.csv')[0]
+    assert [line[name] for name in ('accuracy_seen', 'products_seen', 'products_unseen')] == ['1', '2', '2']
+    assert names_in(folder / 'other') == ['logits', 'table-val.csv', 'table-val.md']
+
+
+@pytest.mark.parametrize(
+    ('name', 'reason'),
+    [('none', r'\S+/none/manifest.json: no such file'), ('shards', r'\S+/shards are not the shards that these logits')],
+)
+def test_without_the_shards_of_the_logits_they_are_left_out(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str, reason: str
+) -> None:
+    write_shards(folder / 'shards')
+    run(f'{folder}/noaug', f'--shards_dir={folder}/{name}')
+    assert re.search(f'left out, which pictures the training set has too: {reason}', capsys.readouterr().out)
+    assert 'products_seen' not in lines_of(folder / 'noaug' / 'table-val.csv')[0]
 
 
 def test_missing_logits_are_told_with_the_command_that_makes_them(
