@@ -14,11 +14,15 @@ import numpy as np
 import pytest
 from absl import flags
 
-from ensemble import combine, logits
+from ensemble import combine, logits, predictions
 from ensemble.logits import Rows
+from pipeline import dataset
 from pipeline.categories import Categories
 from pipeline.categories import write as write_categories
 from pipeline.errors import InputError
+from pipeline.records import Product
+from tests import shards
+from tests.ensemble import stores
 
 # Product 7 has three pictures, in sixteenths: product and mean say B, first and max say A (see test_rules.py). Product
 # 3 says A and is A, product 5 says C but is A.
@@ -101,14 +105,14 @@ def test_output_dir_says_where(run_dir: Path, tmp_path: Path) -> None:
 def test_with_a_solution_the_submission_is_scored_too(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(run_dir, f'--solution={run_dir.parents[1]}/solution.csv')
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == 'product: accuracy 0.6667 (95 % interval 0.2077 to 0.9385, 3 products)'
+    assert lines[1] == 'product: accuracy 0.6667 (95 % interval 0.0000 to 1.0000, 3 products)'
     assert made_in(run_dir) == [*predictions_of('test'), 'submission.csv.gz']
 
 
 def test_val_logits_are_scored_and_their_predictions_written(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(run_dir, '--rule=first', split='val/')
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == 'first: accuracy 0.3333 (95 % interval 0.0615 to 0.7923, 3 products)'
+    assert lines[1] == 'first: accuracy 0.3333 (95 % interval 0.0000 to 1.0000, 3 products)'
     assert lines[3] == f'next: python -m ensemble.combine --rule first --logits={run_dir}/logits/test'
     assert made_in(run_dir) == predictions_of('val')
 
@@ -138,7 +142,7 @@ def test_all_rules_are_compared_in_one_reading(run_dir: Path, capsys: pytest.Cap
     assert made_in(run_dir) == [f'rules-{split}.csv']
     table = (run_dir / f'rules-{split}.csv').read_text().splitlines()
     assert table[0] == 'rule,accuracy,low,high,products,accuracy_2_pictures,products_2_pictures'
-    assert table[2] == 'product,0.666667,0.207660,0.938508,3,1.000000,1'
+    assert table[2] == 'product,0.666667,0.000000,1.000000,3,1.000000,1'
     assert len(table) == 8
 
 
@@ -155,8 +159,9 @@ def test_several_processes_give_the_same_submission(run_dir: Path) -> None:
         text=True,
         check=False,
     )
-    # TensorFlow 2.21 notes its own start on stderr, whatever TF_CPP_MIN_LOG_LEVEL says.
-    notes = [line for line in done.stderr.splitlines() if not re.match(r'WARNING: All log messages|[IE]\d{4} ', line)]
+    # TensorFlow 2.21 notes its own start on stderr, whatever TF_CPP_MIN_LOG_LEVEL says; and there may be progress.
+    unheeded = r'WARNING: All log messages|[IE]\d{4} |combine: |$'
+    notes = [line for line in re.split('[\r\n]+', done.stderr) if not re.match(unheeded, line)]
     assert (done.returncode, notes) == (0, [])
     assert done.stdout.splitlines()[-1].startswith('wrote runs/latest/submission.csv.gz: 3 products; next: ')
     assert (run_dir / 'submission.csv.gz').read_bytes() == expected
@@ -250,3 +255,126 @@ def test_help_shows_the_rules(capsys: pytest.CaptureFixture[str]) -> None:
         combine.main(['combine', '--help'])
     shown = capsys.readouterr().out
     assert 'mean, product, rms, median, power, max, first, or all to compare them' in shown
+
+
+def known_run(tmp_path: Path, split: str) -> tuple[Path, Path]:
+    """Shards, and a run whose network says label 0 of every product of a split; files 0 and 2 have products."""
+    held_out = {
+        11: (b'known', b'new'),  # of label 2 in train
+        12: (b'new too',),
+        13: (b'of two labels',),
+        14: (b'in val',),  # of label 3 in val only
+    }
+    products = [Product(number, -1 if split == 'test' else 1002, -1 if split == 'test' else 2, split, images)
+                for number, images in held_out.items()]  # fmt: skip
+    made = {
+        'train': [
+            [Product(1, 1002, 2, 'train', (b'known',)), Product(2, 1001, 1, 'train', (b'of two labels', b'x'))],
+            [Product(3, 1002, 2, 'train', (b'of two labels',))],
+        ],
+        'val': [[Product(4, 1003, 3, 'val', (b'in val',))]],
+    }
+    if split == 'test':
+        made['test'] = [products[:3], [], products[3:]]
+    else:
+        made['val'] = [products[:3], [], products[3:]]
+    shards.write_products(tmp_path / 'shards', made)
+    opened = dataset.open_shards(str(tmp_path / 'shards'))
+    rows: list[Rows | None] = []
+    for some in made[split]:
+        number = np.array([one.product_id for one in some for _ in one.images], np.int64)
+        picture = np.array([place for one in some for place in range(len(one.images))], np.int64)
+        label = np.array([one.label for one in some for _ in one.images], np.int64)
+        values = np.eye(1, len(opened.label_map), dtype=np.float16).repeat(len(number), axis=0)
+        rows.append(Rows(number, picture, 0 * number, label, values) if some else None)
+    folder = tmp_path / 'runs' / 'one' / 'logits' / split
+    stores.write(folder, rows, opened.label_map, dataset_digest=opened.manifest.digest())
+    return tmp_path / 'shards', folder.parents[1]
+
+
+def test_test_products_take_the_category_that_their_pictures_are_known_by(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, made = known_run(tmp_path, 'test')
+    run(made, '--known_images', f'--shards_dir={folder}')
+    assert submission_of(made) == '_id,category_id\n11,1002\n12,1000\n13,1000\n14,1003\n'
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == 'looking for the pictures of test in train and val'
+    assert lines[2] == (
+        'known images: of 4 products 3 (75.0%) with known pictures, 2 (50.0%) take their category, '
+        '2 (50.0%) of these otherwise than the network says'
+    )
+    found = predictions.read(str(made / 'predictions' / 'test'))
+    assert found.known.tolist() == [True, False, False, True]
+    assert found.probability[found.known].tolist() == [1, 1]
+    assert found.likeliest[:, 0].tolist() == [1000] * 4
+    run(made, f'--shards_dir={folder}')
+    assert submission_of(made) == '_id,category_id\n11,1000\n12,1000\n13,1000\n14,1000\n'
+
+
+def test_on_val_only_training_pictures_are_known_and_accuracy_is_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, made = known_run(tmp_path, 'val')
+    run(made, '--known_images', f'--shards_dir={folder}', split='val')
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == 'looking for the pictures of val in train'
+    assert lines[2].startswith('known images: of 4 products 2 (50.0%) with known pictures, 1 (25.0%) take their')
+    assert lines[3].startswith('product: accuracy 0.2500 ')
+    assert lines[4].startswith('  by the network 0.0000 ')
+    assert lines[5].startswith('  known images gain 0.2500 ')
+    assert re.fullmatch(r'  with known pictures: 0\.5000 \(.* 2 products\), by the network 0\.0000 .*', lines[6])
+    assert re.fullmatch(r'  without: 0\.0000 \(.* 2 products\), by the network 0\.0000 .*', lines[7])
+
+
+def test_known_images_of_other_shards_are_refused(run_dir: Path, tmp_path: Path) -> None:
+    shards.write(tmp_path / 'shards', train=3)
+    with pytest.raises(InputError, match='shards: not the shards that the logits were made from; name those as'):
+        run(run_dir, '--known_images', f'--shards_dir={tmp_path}/shards')
+    assert made_in(run_dir) == []
+
+
+def test_several_runs_are_combined_beside_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    label_map = stores.label_map(5)
+    folders = [
+        stores.write(
+            tmp_path / 'runs' / name / 'logits' / 'test',
+            [stores.random_rows(40, 5, seed=seed, labels=False)],
+            label_map,
+        )
+        for seed, name in enumerate('ab')
+    ]
+    combine.main(['combine', f'--logits={",".join(folders)}', '--weights=0,1', '--runner=FnApiRunner'])
+    assert (tmp_path / 'runs' / 'ensemble' / 'submission.csv.gz').is_file()
+    run(tmp_path / 'runs' / 'b')
+    assert submission_of(tmp_path / 'runs' / 'ensemble') == submission_of(tmp_path / 'runs' / 'b')
+    said = capsys.readouterr().out
+    assert said.startswith(f'combining 103 and 103 rows of 40 products in {folders[0]}, {folders[1]} (1 files)')
+
+
+@pytest.mark.parametrize(
+    ('weights', 'message'),
+    [
+        ('1,2', '--weights has 2 numbers for 1 stores of logits; give one for each'),
+        ('heavy', "--weights must be numbers with commas between, or a mixture.json, are 'heavy'"),
+        ('-1', 'weights must be 0 or more, and one of them above 0; they are -1'),
+        ('0', 'weights must be 0 or more, and one of them above 0; they are 0'),
+        ('nan', 'weights must be 0 or more, and one of them above 0; they are nan'),
+    ],
+)
+def test_weights_that_say_nothing_are_refused(run_dir: Path, weights: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        run(run_dir, f'--weights={weights}')
+    assert made_in(run_dir) == []
+
+
+def test_views_first_may_decide_otherwise(tmp_path: Path) -> None:
+    """Of the first picture there are four views that say 0, of the others one that says 1 (max of means, by power)."""
+    strong, weak = [2, 0], [0, 1.5]
+    values = np.array([strong] * 4 + [weak] * 3, np.float16)
+    picture = np.array([0, 0, 0, 0, 1, 2, 3])
+    rows = Rows(np.full(7, 5), picture, np.array([0, 1, 2, 3, 0, 0, 0]), np.full(7, -1), values)
+    stores.write(tmp_path / 'run' / 'logits' / 'test', [rows], stores.label_map(2))
+    for views, category in (('pooled', 1000), ('nested', 1010)):
+        run(tmp_path / 'run', '--rule=mean', f'--views={views}')
+        assert submission_of(tmp_path / 'run') == f'_id,category_id\n5,{category}\n'
