@@ -141,7 +141,7 @@ def watched(look: Callable[[], tuple[str, int, int]], *, unit: str) -> Iterator[
                     bar = progress(total=total, label=label, unit=unit)
                 if bar.total != total:
                     bar.reset(total)
-                bar.set_description_str(label)
+                bar.set_description_str(label, refresh=False)
                 bar.update(count - bar.n)
         if bar is not None:
             bar.close()
