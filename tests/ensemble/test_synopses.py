@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from ensemble import logits, rules, submission
+from ensemble import logits, predictions, reduction, rules, submission
+from ensemble.logits import Rows
+from ensemble.mixture import Mixture, Models
+from ensemble.rules import Products
+from pipeline.categories import Categories
+from tests.ensemble import stores
+
+
+def make_runs(rows: Rows, label_map: Categories) -> None:
+    """What the examples read: two models' logits, and the predictions by one of them."""
+    for run in ('a', 'b'):
+        stores.write(Path('runs') / run / 'logits' / 'val', [rows], label_map)
+    folder = 'runs/latest/predictions/test'
+    found = predictions.predict(Models([Products(rows)]), Mixture(), category_ids=label_map.ids)
+    predictions.finish(folder, [predictions.write_file(folder, 'test.parquet', found, split='test')], {})
 
 
 @pytest.mark.parametrize(
@@ -17,7 +32,9 @@ from ensemble import logits, rules, submission
     [
         (logits, '[5 5 8] (3, 2)\n'),
         # of product 5, log odds 4 + 2 for label 1; of product 8, 3 for label 0: 1 / (1 + exp(-6)), 1 / (1 + exp(-3))
-        (rules, '[5 8] [[1 0]\n [1 0]] [[0.9975'),
+        (rules, '[[1, 0], [0, 1]] [[0.9975'),
+        (predictions, '[5 8] [1020 1000] [0.'),
+        (reduction, '[1020 1000] [1020 1000]\n'),
         (submission, '0.5000 (95 % interval 0.0945 to 0.9055, 2 products)\n'),
     ],
 )
@@ -27,8 +44,11 @@ def test_the_synopsis_runs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    make_rows: Callable[..., Rows],
+    label_map: Categories,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    make_runs(make_rows([(5, 1, [(1, 3, 4)]), (8, 0, [(2, 1, 1)])]), label_map)
     found = re.search(r'Synopsis:\n\n((?: {4}.*\n|\n)+)', module.__doc__ or '')
     assert found
     exec(textwrap.dedent(found[1]), {})
