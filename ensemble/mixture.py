@@ -74,7 +74,8 @@ class Models:
             scale = mixture.sharpness / sum(mixture.weights)
             return Scores(tf.add_n([weight * scale * logs for logs, weight in used]), in_logs=True)
         parts = tf.stack([logs + np.float32(math.log(weight)) for logs, weight in used])
-        return Scores(tf.reduce_logsumexp(parts, axis=0), in_logs=True)
+        highest = tf.maximum(tf.reduce_max(parts, axis=0), rules.LOWEST)
+        return Scores(highest + rules.log(tf.reduce_sum(rules.exp(parts - highest), axis=0)), in_logs=True)
 
     def log_probabilities(self, model: int, mixture: Mixture) -> tf.Tensor:
         """The logs of one model's probabilities of each product's classes by the mixture's rule, float32 [P, C]."""

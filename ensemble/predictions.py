@@ -2,6 +2,8 @@
 
 Synopsis:
 
+    from ensemble import predictions
+
     for file in predictions.read_manifest('runs/latest/predictions/test').files:
         found = predictions.read_file('runs/latest/predictions/test', file)
         print(found.product_id, found.category_id, found.probability)

@@ -2,9 +2,16 @@
 
 Synopsis:
 
+    from ensemble import reduction
+    from ensemble.mixture import Mixture
+    from ensemble.reduction import Job
+    from pipeline import beam_job
+
+    engine = beam_job.engine(['--runner=FnApiRunner'])
     stores = reduction.open_stores(['runs/a/logits/val', 'runs/b/logits/val'])
     mixtures = [Mixture('product', weights=(1, 2)), Mixture('mean', weights=(1, 1))]
-    reduction.run(engine, stores.parts(), Job(stores, mixtures, outputs=['product', 'mean']))
+    product, mean = reduction.run(engine, stores.parts(), Job(stores, mixtures, outputs=['product', 'mean']))
+    print(product.category_id, mean.category_id)
 """
 
 from __future__ import annotations

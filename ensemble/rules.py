@@ -23,7 +23,8 @@ are all views of all pictures (pooled, the paper's way), or a rule goes over the
 what it says of the pictures second (nested).
 
 Nothing underflows: rules are reductions of logs. Only mean and rms sum q and q^2 themselves, which takes half the time,
-and only where no sum is too small for float32; else they take the way through logs too.
+and only where no sum is too small for float32; else they take the way through logs too. Scores are equal if they are
+the same float32: classes that every row gives the same logit always are.
 
 A reduction's state is a set of float32 rows [C] of each product; the empty state has none.
   lift     the state of a block: a row for each picture and view
@@ -53,8 +54,9 @@ POWER = 0.1  # the paper's x0.1, with product the best of Table I
 POWER_RANGE = (0.001, 1000.0)
 VIEWS = ('pooled', 'nested')
 LIKELIEST = 5
-# Sums of q or q^2 below are taken from logs. It leaves float32's smallest normal number, 1e-38, room for 100 rows.
-SMALLEST_SUM = 1e-36
+# Sums of q or q^2 below are taken from logs. Terms under 1e-38 are lost to float32: of 100 rows, 1e-6 of such a sum.
+SMALLEST_SUM = 1e-30
+LOWEST = np.finfo(np.float32).min  # stands for -inf where that would make nan
 
 
 class State(NamedTuple):
@@ -117,9 +119,12 @@ class Block:
 
     @functools.cached_property
     def log_probabilities(self) -> tf.Tensor:
-        """float32 [n, C], by the likeliest class (tf.nn.log_softmax takes three times as long as the softmax)."""
-        highest = self.logits.numpy().max(axis=1) - np.log(self.probabilities.numpy().max(axis=1))
-        return self.logits - highest[:, None]
+        """float32 [n, C], by the likeliest class (tf.nn.log_softmax takes three times as long as the softmax).
+
+        A row that rules out all classes (-inf) has no probability for any.
+        """
+        sums = np.asarray(self.logits).max(axis=1) - np.log(np.asarray(self.probabilities).max(axis=1))
+        return self.logits - np.nan_to_num(sums)[:, None]
 
 
 class Products:
@@ -190,14 +195,16 @@ def reduce(block: Block, rule: Rule) -> Scores:
     if rule.exponent:
         raised = block.probabilities if rule.exponent == 1 else tf.square(block.probabilities)
         sums = tf.math.segment_sum(raised, block.product)
-        if sums.numpy().min() >= SMALLEST_SUM:
+        if np.asarray(sums).min() >= SMALLEST_SUM:
             return Scores(sums if rule.exponent == 1 else tf.sqrt(sums), in_logs=False)
     return Scores(rule.compute(rule.merge(State(rule.lift(block), block.product))), in_logs=True)
 
 
 def log_probabilities(scores: Scores) -> tf.Tensor:
     """The logs of the scores' shares of their sum, float32 [P, C]; where all scores are 0, of equal shares."""
-    logs = _possible(scores.values) if scores.in_logs else tf.math.log(scores.values)
+    logs = scores.values if scores.in_logs else tf.constant(log(scores.values))
+    none = np.isneginf(np.asarray(logs).max(axis=1))
+    logs = tf.where(none[:, None], 0.0, logs) if none.any() else logs
     return Block(logs, np.arange(len(logs))).log_probabilities
 
 
@@ -207,7 +214,6 @@ def likeliest(scores: Scores, *, count: int = LIKELIEST) -> tuple[np.ndarray, np
     k is `count`, or the number of classes if that is less; equal scores stand in order of their labels. Where all
     scores are 0, all classes are alike.
     """
-    scores = scores._replace(values=_possible(scores.values)) if scores.in_logs else scores
     values = np.array(scores.values)  # a copy, because what is found is crossed out
     rows = np.arange(len(values))
     labels = np.empty((len(values), min(count, values.shape[1])), np.int64)
@@ -216,16 +222,26 @@ def likeliest(scores: Scores, *, count: int = LIKELIEST) -> tuple[np.ndarray, np
         labels[:, place] = winner = values.argmax(axis=1)  # numpy's, the quickest there is
         found[:, place] = values[rows, winner]
         values[rows, winner] = -math.inf
+    if np.isneginf(found).any():  # fewer classes have a score; the others must differ from those crossed out
+        return likeliest(scores._replace(values=tf.maximum(scores.values, LOWEST)), count=count)
     if scores.in_logs:
-        best = tf.nn.softmax(scores.values).numpy()[rows, labels[:, 0]]
+        best = np.asarray(tf.nn.softmax(scores.values))[rows, labels[:, 0]]
         return labels, best[:, None] * np.exp(found - found[:, :1])
-    return labels, found / scores.values.numpy().sum(axis=1, keepdims=True)
+    return labels, found / np.asarray(scores.values).sum(axis=1, keepdims=True)
 
 
-def _possible(logs: tf.Tensor) -> tf.Tensor:
-    """The logs of scores, with equal ones for a product none of whose classes has any."""
-    none = np.isneginf(logs.numpy().max(axis=1))
-    return tf.where(none[:, None], 0.0, logs) if none.any() else logs
+def exp(values: tf.Tensor | np.ndarray) -> np.ndarray:
+    """The exponentials, float32: the same of the same values, wherever they stand, so that ties stay ties.
+
+    TensorFlow's exp and log differ in the last bit for the last few values of a tensor, which don't fill a vector.
+    """
+    return np.exp(np.asarray(values))
+
+
+def log(values: tf.Tensor | np.ndarray) -> np.ndarray:
+    """The natural logs, float32, as exp(); -inf of 0."""
+    with np.errstate(divide='ignore'):
+        return np.log(np.asarray(values))
 
 
 def _rules(power: float) -> dict[str, Rule]:
@@ -254,20 +270,21 @@ def _values(state: State) -> tf.Tensor:
 
 
 def _sum(state: State) -> State:
-    sums = tf.math.segment_sum(state.values, state.product)
-    return State(sums, np.arange(len(sums)))
+    products, segments = np.unique(state.product, return_inverse=True)
+    return State(tf.math.segment_sum(state.values, segments), products)
 
 
 def _max(state: State) -> State:
-    maxima = tf.math.segment_max(state.values, state.product)
-    return State(maxima, np.arange(len(maxima)))
+    products, segments = np.unique(state.product, return_inverse=True)
+    return State(tf.math.segment_max(state.values, segments), products)
 
 
 def _log_sum(state: State) -> State:
     """The log of the sum of exponentials; each class's highest value is taken out first, so none is lost."""
-    highest = tf.maximum(tf.math.segment_max(state.values, state.product), tf.float32.min)  # not -inf: of no rows
-    sums = tf.math.segment_sum(tf.exp(state.values - tf.gather(highest, state.product)), state.product)
-    return State(highest + tf.math.log(sums), np.arange(len(sums)))
+    products, segments = np.unique(state.product, return_inverse=True)
+    highest = tf.maximum(tf.math.segment_max(state.values, segments), LOWEST)
+    sums = tf.math.segment_sum(exp(state.values - tf.gather(highest, segments)), segments)
+    return State(highest + log(sums), products)
 
 
 def _first(state: State) -> State:
@@ -299,4 +316,4 @@ def _middle(rows: list[tf.Tensor]) -> tf.Tensor:
     low, high = rows[(len(rows) - 1) // 2], rows[len(rows) // 2]
     if len(rows) % 2:
         return low
-    return high + tf.math.log1p(tf.exp(low - tf.maximum(high, tf.float32.min))) - math.log(2)
+    return high + log((1 + exp(low - tf.maximum(high, LOWEST))) / 2)

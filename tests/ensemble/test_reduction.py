@@ -55,7 +55,7 @@ def test_each_mixture_gets_a_store_with_the_products_in_order(tmp_path: Path) ->
             np.testing.assert_allclose(found.probabilities[part], probabilities, rtol=1e-4)
     about = predictions.read_manifest(str(tmp_path / 'out' / '1')).about
     assert about['mixture'] == {
-        'rule': 'product', 'power': 0.1, 'views': 'pooled', 'weights': [0, 1], 'across': 'arithmetic',
+        'rule': 'product', 'power': 0.1, 'views': 'pooled', 'weights': [0, 1], 'across': 'arithmetic', 'sharpness': 1,
     }  # fmt: skip
     assert (about['split'], about['dataset_digest'], about['known_images']) == ('val', 'd', False)
     assert [made['tta'] for made in about['logits']] == [1, 1]
