@@ -30,7 +30,8 @@ def expected(models: Sequence[Rows], mixture: Mixture) -> np.ndarray:
     ]
     used = [(logs, weight) for logs, weight in zip(each, mixture.weights, strict=True) if weight]
     if mixture.across == 'geometric':
-        return reference.shares(np.sum([weight * logs for logs, weight in used], axis=0) / sum(mixture.weights))
+        mean = np.sum([weight * logs for logs, weight in used], axis=0) / sum(mixture.weights)
+        return reference.shares(mixture.sharpness * mean)
     return reference.shares(reference.log_sum(np.stack([np.log(weight) + logs for logs, weight in used]), 0)[0])
 
 
@@ -45,6 +46,12 @@ def check(models: Sequence[Rows], mixture: Mixture, *, tolerance: float = 1e-4) 
 def test_the_mean_over_models_agrees_with_float64(rule: str, views: str, across: str) -> None:
     models = [random_rows(COUNTS, 21, seed=seed, views=2) for seed in range(3)]
     check(models, Mixture(rule, views=views, weights=(1, 2.5, 0.25), across=across))
+
+
+@pytest.mark.parametrize('sharpness', [0.1, 1, 3])
+def test_a_geometric_mean_may_be_sharper(sharpness: float) -> None:
+    models = [random_rows(COUNTS, 21, seed=seed) for seed in range(3)]
+    check(models, Mixture(weights=(1, 2.5, 0.25), across='geometric', sharpness=sharpness))
 
 
 @each_mean
@@ -180,9 +187,11 @@ def test_there_is_a_weight_for_each_model(weights: tuple[float, ...]) -> None:
         ({'rule': 'sum'}, "unknown rule 'sum'"),
         ({'rule': 'power', 'power': 0.0}, 'power must be from'),
         ({'views': 'both'}, "views must be pooled or nested, is 'both'"),
+        ({'sharpness': 0.0}, 'sharpness must be above 0, is 0'),
+        ({'sharpness': math.nan}, 'sharpness must be above 0, is nan'),
         ({'across': 'median'}, "across must be arithmetic or geometric, is 'median'"),
     ],
 )
-def test_what_is_unknown_is_refused_with_what_there_is(options: dict, message: str) -> None:
+def test_what_is_no_option_is_refused(options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Mixture(**options)
