@@ -24,7 +24,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from ensemble import fit, known_images, mixture, mixture_file, reduction, rules, scores, submission
+from ensemble import fit, known_images, mixture, mixture_file, predictions, reduction, rules, scores, submission
 from ensemble.known_images import Known
 from ensemble.mixture import Mixture
 from ensemble.predictions import UNKNOWN, Predictions
@@ -177,7 +177,9 @@ def _combine(
 ) -> None:
     """Writes the predictions, and for the test products the submission."""
     folder = storage.join(output_dir, 'predictions', os.path.basename(stores.folders[0]))
-    (found,) = _reduce(engine, stores, [way], [folder], known)
+    _reduce(engine, stores, [way], [folder], known)
+    columns = ('product_id', 'true_category_id', 'category_id', *(('known', 'likeliest') if known else ()))
+    found = predictions.read(folder, columns)
     if known:
         _say_known(found, known)
     if solution or stores.split != 'test':
@@ -230,20 +232,25 @@ def _compare(
 ) -> None:
     """Prints and writes the table of all rules."""
     scratch = storage.join(output_dir, f'.tmp-combine-{uuid.uuid4().hex}')
+    folders = {way.rule: storage.join(scratch, way.rule) for way in ways}
     try:
-        found = _reduce(engine, stores, ways, [storage.join(scratch, way.rule) for way in ways])
+        _reduce(engine, stores, ways, list(folders.values()))
+        first = predictions.read(folders['first'], ('product_id', 'pictures', 'true_category_id'))
+        truth = solution.of(first.product_id) if solution else first.true_category_id
+        correct = {
+            rule: predictions.read(folder, ['category_id']).category_id == truth for rule, folder in folders.items()
+        }
     finally:
         if storage.exists(scratch):
             storage.remove(scratch)
-    name = f'rules-{os.path.basename(stores.folders[0])}.csv'
-    correct = {way.rule: _correct(one, solution) for way, one in zip(ways, found, strict=True)}
-    _report_all(correct, found[0].pictures >= 2, path=storage.join(output_dir, name))
-    print(f'wrote {storage.join(output_dir, name)}; next: {_command("product", stores)}')
+    path = storage.join(output_dir, f'rules-{os.path.basename(stores.folders[0])}.csv')
+    _report_all(correct, first.pictures >= 2, path=path)
+    print(f'wrote {path}; next: {_command("product", stores)}')
 
 
 def _reduce(
     engine: Engine, stores: Stores, ways: list[Mixture], folders: list[str], known: Known | None = None
-) -> list[Predictions]:
+) -> None:
     """Runs the job."""
     rows = ' and '.join(f'{made.images(stores.split):,}' for made in stores.manifests)
     print(
@@ -257,11 +264,7 @@ def _reduce(
         category_id = np.where(known.label < 0, UNKNOWN, stores.label_map.ids[known.label])
         pieces = np.split(category_id, ends[:-1])
         parts = [Part(part.files, piece) for part, piece in zip(parts, pieces, strict=True)]
-    return reduction.run(engine, parts, Job(stores, ways, folders, known_images=known is not None))
-
-
-def _correct(found: Predictions, solution: Solution | None) -> np.ndarray:
-    return found.category_id == (solution.of(found.product_id) if solution else found.true_category_id)
+    reduction.run(engine, parts, Job(stores, ways, folders, known_images=known is not None))
 
 
 def _command(rule: str, stores: Stores) -> str:

@@ -241,13 +241,16 @@ def cross_validate(engine: Engine, stores: Stores, found: Fit, *, scratch: str) 
     ways = [found.start, *alone, *(fold.mixture for fold in found.folds)]
     folders = [storage.join(scratch, str(number)) for number in range(len(ways))]
     try:
-        found_by = reduction.run(engine, stores.parts(), Job(stores, ways, folders))
+        reduction.run(engine, stores.parts(), Job(stores, ways, folders))
+        truth = predictions.read(folders[0], ['product_id', 'true_category_id'])
+        correct = [
+            predictions.read(folder, ['category_id']).category_id == truth.true_category_id for folder in folders
+        ]
     finally:
         if storage.exists(scratch):
             storage.remove(scratch)
-    product_id, truth = found_by[0].product_id, found_by[0].true_category_id
-    _check_known(np.where(truth == predictions.UNKNOWN, -1, 0), product_id, stores)
-    correct = [one.category_id == truth for one in found_by]
+    product_id = truth.product_id
+    _check_known(np.where(truth.true_category_id == predictions.UNKNOWN, -1, 0), product_id, stores)
     by_fold = np.stack(correct[-FOLDS:])
     return Trial(
         fitted=by_fold[fold_of(product_id), np.arange(len(product_id))],

@@ -2,7 +2,7 @@
 
 Synopsis:
 
-    from ensemble import reduction
+    from ensemble import predictions, reduction
     from ensemble.mixture import Mixture
     from ensemble.reduction import Job
     from pipeline import beam_job
@@ -10,8 +10,8 @@ Synopsis:
     engine = beam_job.engine(['--runner=FnApiRunner'])
     stores = reduction.open_stores(['runs/a/logits/val', 'runs/b/logits/val'])
     mixtures = [Mixture('product', weights=(1, 2)), Mixture('mean', weights=(1, 1))]
-    product, mean = reduction.run(engine, stores.parts(), Job(stores, mixtures, outputs=['product', 'mean']))
-    print(product.category_id, mean.category_id)
+    reduction.run(engine, stores.parts(), Job(stores, mixtures, outputs=['product', 'mean']))
+    print(predictions.read('product').category_id, predictions.read('mean').category_id)
 """
 
 from __future__ import annotations
@@ -141,16 +141,13 @@ def open_stores(folders: Sequence[str]) -> Stores:
     return Stores(tuple(folders), manifests, label_map)
 
 
-def run(engine: Engine, parts: Sequence[Part], job: Job) -> list[Predictions]:
+def run(engine: Engine, parts: Sequence[Part], job: Job) -> None:
     """Reduces the stores; what stands in the folders of the outputs goes, and each is finished or isn't there.
 
     Args:
         engine: what runs the job.
         parts: the stores' files.
         job: what to do with them.
-
-    Returns:
-        the predictions by each mixture, in the order of the dataset.
 
     Raises:
         InputError: a file is damaged, files of the same name hold other products, or a product stands twice.
@@ -160,9 +157,8 @@ def run(engine: Engine, parts: Sequence[Part], job: Job) -> list[Predictions]:
     try:
         with program.watched(lambda: ('combine', _finished(job), len(parts)), unit=' files'):
             engine.run(lambda pipeline: _build(pipeline, parts, job))
-        found = [predictions.read(folder) for folder in job.outputs]
-        submission.check_products(found[0].product_id, expected=job.stores.products)
-        return found
+        found = predictions.read(job.outputs[0], ['product_id'])
+        submission.check_products(found.product_id, expected=job.stores.products)
     except BaseException:
         for folder in job.outputs:
             _remove(folder)

@@ -38,7 +38,8 @@ def opened(tmp_path: Path, *models: list[Rows | None], **about: object) -> Store
 def run(found: Stores, ways: list[Mixture], tmp_path: Path) -> list[Predictions]:
     engine = beam_job.engine(['--runner=FnApiRunner'])
     outputs = [str(tmp_path / 'out' / str(number)) for number in range(len(ways))]
-    return reduction.run(engine, found.parts(), Job(found, ways, outputs))
+    reduction.run(engine, found.parts(), Job(found, ways, outputs))
+    return [predictions.read(folder) for folder in outputs]
 
 
 def test_each_mixture_gets_a_store_with_the_products_in_order(tmp_path: Path) -> None:
@@ -159,7 +160,8 @@ def test_categories_that_are_known_by_pictures_stand_in_place_of_the_networks(tm
     known = np.full(5, predictions.UNKNOWN)
     known[3] = 1060
     parts = [reduction.Part(parts[0].files, np.full(60, predictions.UNKNOWN)), reduction.Part(parts[1].files, known)]
-    (made,) = reduction.run(engine, parts, Job(found, [Mixture()], [str(tmp_path / 'out')], known_images=True))
+    reduction.run(engine, parts, Job(found, [Mixture()], [str(tmp_path / 'known')], known_images=True))
+    made = predictions.read(str(tmp_path / 'known'))
     (plain,) = run(found, [Mixture()], tmp_path)
     assert np.flatnonzero(made.known).tolist() == [63]
     assert (made.category_id[63], made.probability[63]) == (1060, 1)
