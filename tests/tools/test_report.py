@@ -241,7 +241,10 @@ def test_pictures_that_the_training_set_has_too_are_found_in_the_shards(folder: 
 
 @pytest.mark.parametrize(
     ('name', 'reason'),
-    [('none', r'\S+/none/manifest.json: no such file'), ('shards', r'\S+/shards: not the shards that the logits were made from')],
+    [
+        ('none', r'\S+/none/manifest.json: no such file'),
+        ('shards', r'\S+/shards: not the shards that the logits were made from'),
+    ],
 )
 def test_without_the_shards_of_the_logits_they_are_left_out(
     folder: Path, capsys: pytest.CaptureFixture[str], name: str, reason: str
