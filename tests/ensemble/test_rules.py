@@ -257,7 +257,7 @@ def test_the_likeliest_are_all_there_when_fewer_are_possible() -> None:
 def test_classes_that_are_alike_stand_in_order_of_their_labels(spread: float, quick: bool, views: str) -> None:
     """Wherever a class stands: kernels treat the last few of a tensor apart."""
     generator = np.random.default_rng(6)
-    for classes in [3, 6, 7, 8, 9, 11, 15, 17, 23, 31] * 3:
+    for classes in [3, 6, 7, 8, 9, 11, 15, 17, 23] * 2:
         rows = reference.random_rows(generator.integers(1, 6, size=9).tolist(), 2, seed=classes, spread=spread, views=2)
         rows = dataclasses.replace(rows, logits=rows.logits[:, generator.integers(0, 2, classes)])
         for name, power in reference.EVERY:
