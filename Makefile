@@ -29,7 +29,7 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The conversion on real Flink: Java 17 and Maven, which downloads 150 MB of jars once.
+# The Beam jobs on real Flink: Java 17 and Maven, which downloads 150 MB of jars once.
 test-flink: .venv/installed
 	tools/flink.sh fetch
 	$(BIN)/python -m pytest -m flink

@@ -18,7 +18,6 @@ from pipeline import program  # first: it quiets the logs of what is imported be
 
 # isort: split
 import os
-import uuid
 from collections.abc import Sequence
 
 import numpy as np
@@ -85,32 +84,44 @@ def main(argv: list[str]) -> None:
     engine = beam_job.engine(program.parse(FLAGS, argv, doc=__doc__, pass_through=True))
     folders = [folder.rstrip('/') for folder in LOGITS.value.split(',')]
     compare = RULE.value == 'all'
+    _check_flags(compare=compare)
+    stores = reduction.open_stores(folders)
+    solution = _read_solution(SOLUTION.value, stores, compare=compare)
+    ways = _mixtures(stores, compare=compare)
+    fit_on = _open_fit(stores, FIT.value) if FIT.value else None
+    if KNOWN_IMAGES.value:
+        known_images.check(SHARDS_DIR.value, digest=stores.dataset_digest)
+    output_dir = OUTPUT_DIR.value or _output_dir(folders)
+    if compare:
+        _compare(engine, stores, ways, solution, output_dir=output_dir)
+        return
+    older = storage.join(output_dir, submission.NAME)
+    if stores.split == 'test' and storage.exists(older):
+        storage.remove(older)  # so that an interruption leaves none, not one of other predictions
+    if fit_on:
+        ways = [_fit(engine, fit_on, ways[0], output_dir=output_dir)]
+    if FIT.value == stores.split:
+        return  # there is nothing to add: on what it was fitted on it only looks good
+    known = _find_known(engine, stores, SHARDS_DIR.value, output_dir=output_dir) if KNOWN_IMAGES.value else None
+    _combine(engine, stores, ways[0], solution, known, output_dir=output_dir)
+
+
+def _check_flags(*, compare: bool) -> None:
+    """Refuses flags that would have no effect beside another."""
     if FIT.value and (WEIGHTS.value or compare):
         other = '--weights' if WEIGHTS.value else '--rule=all'
         raise InputError(f'--fit finds the weights of one rule; leave out --fit or {other}')
-    from_file = WEIGHTS.value.endswith('.json')
-    mixtures = [
-        Mixture(name, POWER.value, VIEWS.value, _weights(len(folders)), ACROSS.value)
-        for name in (rules.names() if compare else (RULE.value,))
-        if not from_file
-    ]
-    stores = reduction.open_stores(folders)
-    solution = _read_solution(SOLUTION.value, stores, compare=compare)
-    output_dir = OUTPUT_DIR.value or _output_dir(folders)
-    older = storage.join(output_dir, submission.NAME)
-    if stores.split == 'test' and not compare and storage.exists(older):
-        storage.remove(older)  # so that an interruption leaves none, not one of other predictions
-    if from_file:
-        mixtures = [_read_mixture(WEIGHTS.value, stores)]
-    if FIT.value:
-        mixtures = [_fit(engine, stores, mixtures[0], split=FIT.value, output_dir=output_dir)]
-    if compare:
-        _compare(engine, stores, mixtures, solution, output_dir=output_dir)
-    elif FIT.value != stores.split:  # else there is nothing to add: on what it was fitted on it only looks good
-        known = None
-        if KNOWN_IMAGES.value:
-            known = _find_known(engine, stores, SHARDS_DIR.value, output_dir=output_dir)
-        _combine(engine, stores, mixtures[0], solution, known, output_dir=output_dir)
+    if KNOWN_IMAGES.value and compare:
+        raise InputError('--rule=all compares what the rules make of the logits alone; leave out --known_images')
+
+
+def _mixtures(stores: Stores, *, compare: bool) -> list[Mixture]:
+    """What the flags say: one way to combine, or one for each rule."""
+    if WEIGHTS.value.endswith('.json'):
+        return [_read_mixture(WEIGHTS.value, stores)]
+    weights = _weights(len(stores.folders))
+    names = rules.names() if compare else (RULE.value,)
+    return [Mixture(name, POWER.value, VIEWS.value, weights, ACROSS.value) for name in names]
 
 
 def _weights(models: int) -> tuple[float, ...]:
@@ -141,16 +152,20 @@ def _read_mixture(path: str, stores: Stores) -> Mixture:
     return found
 
 
-def _fit(engine: Engine, stores: Stores, start: Mixture, *, split: str, output_dir: str) -> Mixture:
-    """Finds the weights on another split's logits, says what they are worth and writes them."""
-    known = reduction.open_stores([mixture_file.of_split(folder, split) for folder in stores.folders])
-    mixture_file.check_same_models(known, stores)
-    print(f'fitting {start.rule} on {known.products:,} products in {", ".join(known.folders)}', flush=True)
-    found = fit.fit(known, start)
-    scratch = storage.join(output_dir, f'.tmp-fit-{uuid.uuid4().hex}')
-    print(fit.table(known, found, fit.cross_validate(engine, known, found, scratch=scratch)))
+def _open_fit(stores: Stores, split: str) -> Stores:
+    """The same models' logits of another split, to fit on."""
+    found = reduction.open_stores([mixture_file.of_split(folder, split) for folder in stores.folders])
+    mixture_file.check_same_models(found, stores)
+    return found
+
+
+def _fit(engine: Engine, stores: Stores, start: Mixture, *, output_dir: str) -> Mixture:
+    """Finds the weights, says what they are worth and writes them."""
+    print(f'fitting {start.rule} on {stores.products:,} products in {", ".join(stores.folders)}', flush=True)
+    found = fit.fit(stores, start)
+    print(fit.table(stores, found, fit.cross_validate(engine, stores, found, output_dir=output_dir)))
     path = storage.join(output_dir, mixture_file.NAME)
-    mixture_file.write(path, found.every.mixture, known)
+    mixture_file.write(path, found.every.mixture, stores)
     test = ','.join(mixture_file.of_split(folder, 'test') for folder in stores.folders)
     print(f'wrote {path}; to use it again: python -m ensemble.combine --weights={path} --logits={test}', flush=True)
     return found.every.mixture
@@ -164,7 +179,15 @@ def _read_solution(path: str, stores: Stores, *, compare: bool) -> Solution | No
             '--rule all needs labels, which the test set has not: give --solution=data/solution.csv, or --logits with '
             'the val logits of the run'
         )
-    return submission.read_solution(path, stores.label_map) if path else None
+    if not path:
+        return None
+    solution = submission.read_solution(path, stores.label_map)
+    if len(solution.product_id) != stores.products:  # known now, which products only when they are predicted
+        raise InputError(
+            f'{path}: has {len(solution.product_id):,} products, the logits {stores.products:,}; give the solution of '
+            'this test set'
+        )
+    return solution
 
 
 def _output_dir(folders: Sequence[str]) -> str:
@@ -197,21 +220,21 @@ def _combine(
 
 
 def _find_known(engine: Engine, stores: Stores, shards_dir: str, *, output_dir: str) -> Known:
-    """What the pictures tell: for the test products all that have a category count, else those trained on."""
-    known_images.check(shards_dir, digest=stores.dataset_digest)
-    sources = known_images.SOURCES if stores.split == 'test' else ('train',)
+    sources = known_images.sources_for(stores.split)
     print(f'looking for the pictures of {stores.split} in {" and ".join(sources)}', flush=True)
     return known_images.find(engine, shards_dir, stores.split, sources=sources, output_dir=output_dir)
 
 
 def _say_known(found: Predictions, known: Known) -> None:
-    counts = {
-        'with known pictures': known.seen > 0,
-        'take their category': found.known,
-        'of these otherwise than the network says': found.category_id != found.likeliest[:, 0],
-    }
-    said = ', '.join(f'{chosen.sum():,} ({chosen.mean():.1%}) {what}' for what, chosen in counts.items())
-    print(f'known images: of {len(found):,} products {said}')
+    changed = int((found.category_id != found.likeliest[:, 0]).sum())
+    print(
+        f'known images: of {len(found):,} products {_share(known.seen > 0)} have known pictures, {_share(found.known)} '
+        f'take their category; {changed:,} predictions change'
+    )
+
+
+def _share(chosen: np.ndarray) -> str:
+    return f'{chosen.sum():,} ({chosen.mean():.1%})'
 
 
 def _say_accuracy(rule: str, found: Predictions, solution: Solution | None, known: Known | None) -> None:
@@ -224,25 +247,22 @@ def _say_accuracy(rule: str, found: Predictions, solution: Solution | None, know
     print(f'  by the network {scores.accuracy(network)}')
     print(f'  known images gain {scores.gain(correct, network)}')
     for name, chosen in (('with known pictures', known.seen > 0), ('without', known.seen == 0)):
-        print(f'  {name}: {scores.accuracy(correct[chosen])}, by the network {scores.accuracy(network[chosen])}')
+        if chosen.any():
+            print(f'  {name}: {scores.accuracy(correct[chosen])}, by the network {scores.accuracy(network[chosen])}')
 
 
 def _compare(
     engine: Engine, stores: Stores, ways: list[Mixture], solution: Solution | None, *, output_dir: str
 ) -> None:
     """Prints and writes the table of all rules."""
-    scratch = storage.join(output_dir, f'.tmp-combine-{uuid.uuid4().hex}')
-    folders = {way.rule: storage.join(scratch, way.rule) for way in ways}
-    try:
+    with storage.scratch(output_dir, 'combine') as scratch:
+        folders = {way.rule: storage.join(scratch, way.rule) for way in ways}
         _reduce(engine, stores, ways, list(folders.values()))
         first = predictions.read(folders['first'], ('product_id', 'pictures', 'true_category_id'))
         truth = solution.of(first.product_id) if solution else first.true_category_id
         correct = {
             rule: predictions.read(folder, ['category_id']).category_id == truth for rule, folder in folders.items()
         }
-    finally:
-        if storage.exists(scratch):
-            storage.remove(scratch)
     path = storage.join(output_dir, f'rules-{os.path.basename(stores.folders[0])}.csv')
     _report_all(correct, first.pictures >= 2, path=path)
     print(f'wrote {path}; next: {_command("product", stores)}')
@@ -260,17 +280,19 @@ def _reduce(
     )
     parts = stores.parts()
     if known:
-        ends = np.cumsum([part.files[0].products for part in parts])
+        ends = np.cumsum([part.files[0].products for part in parts])[:-1]
         category_id = np.where(known.label < 0, UNKNOWN, stores.label_map.ids[known.label])
-        pieces = np.split(category_id, ends[:-1])
+        pieces = zip(np.split(known.product_id, ends), np.split(category_id, ends), strict=True)
         parts = [Part(part.files, piece) for part, piece in zip(parts, pieces, strict=True)]
     reduction.run(engine, parts, Job(stores, ways, folders, known_images=known is not None))
 
 
 def _command(rule: str, stores: Stores) -> str:
-    """The command that makes the submission of the runs that the logits belong to."""
-    folders = ','.join(storage.join(os.path.dirname(folder), 'test') for folder in stores.folders)
-    return f'python -m ensemble.combine --rule {rule} --logits={folders}'
+    """The command that combines the same models' test logits in the same way."""
+    folders = ','.join(mixture_file.of_split(folder, 'test') for folder in stores.folders)
+    flags_given = [flag for flag in (POWER, VIEWS, WEIGHTS, ACROSS) if FLAGS[flag.name].present]
+    given = ''.join(f' --{flag.name}={flag.value}' for flag in flags_given)
+    return f'python -m ensemble.combine --rule {rule}{given} --logits={folders}'
 
 
 def _report_all(correct: dict[str, np.ndarray], several: np.ndarray, *, path: str) -> None:
@@ -300,7 +322,7 @@ def _write_table(table: list[tuple[str, Score, Score]], path: str) -> None:
     rows = []
     for name, every, some in table:
         numbers = [f'{number:.6f}' for number in (every.value, every.low, every.high)]
-        rows.append([name, *numbers, every.count, f'{some.value:.6f}', some.count])
+        rows.append([name, *numbers, every.count, f'{some.value:.6f}' if some.count else '', some.count])
     tables.write(path, columns, rows)
 
 

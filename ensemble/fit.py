@@ -223,14 +223,14 @@ def _mixture(mixture: Mixture, weights: np.ndarray) -> Mixture:
     return dataclasses.replace(mixture, weights=tuple((weights / total).tolist()), sharpness=sharpness)
 
 
-def cross_validate(engine: Engine, stores: Stores, found: Fit, *, scratch: str) -> Trial:
+def cross_validate(engine: Engine, stores: Stores, found: Fit, *, output_dir: str) -> Trial:
     """Predicts all products by all that is to be compared, in one reading of the logits.
 
     Args:
         engine: what runs the job.
         stores: those that it was fitted on.
         found: what was found.
-        scratch: folder for predictions; it is removed.
+        output_dir: a folder that all workers reach, for predictions, which go at the end.
 
     Raises:
         InputError: a product's category isn't known; a file is damaged.
@@ -239,16 +239,13 @@ def cross_validate(engine: Engine, stores: Stores, found: Fit, *, scratch: str) 
     one_each = np.eye(models) if models > 1 else ()
     alone = [dataclasses.replace(found.start, weights=tuple(row.tolist())) for row in one_each]
     ways = [found.start, *alone, *(fold.mixture for fold in found.folds)]
-    folders = [storage.join(scratch, str(number)) for number in range(len(ways))]
-    try:
+    with storage.scratch(output_dir, 'fit') as scratch:
+        folders = [storage.join(scratch, str(number)) for number in range(len(ways))]
         reduction.run(engine, stores.parts(), Job(stores, ways, folders))
         truth = predictions.read(folders[0], ['product_id', 'true_category_id'])
         correct = [
             predictions.read(folder, ['category_id']).category_id == truth.true_category_id for folder in folders
         ]
-    finally:
-        if storage.exists(scratch):
-            storage.remove(scratch)
     product_id = truth.product_id
     _check_known(np.where(truth.true_category_id == predictions.UNKNOWN, -1, 0), product_id, stores)
     by_fold = np.stack(correct[-FOLDS:])

@@ -20,7 +20,6 @@ Of Kaggle's training pictures 37.2 % repeat another one, and 1.5 % of the differ
 from __future__ import annotations
 
 import itertools
-import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -71,6 +70,17 @@ def check(shards_folder: str, *, digest: str) -> None:
         raise InputError(f'{shards_folder}: not the shards that the logits were made from; name those as --shards_dir')
 
 
+def sources_for(split: str) -> tuple[str, ...]:
+    """The splits whose categories may be told to a split: to test all that are labelled, to val those trained on.
+
+    Raises:
+        InputError: there is none for this split.
+    """
+    if split == 'train':
+        raise InputError('known images of train would be its own; give logits of val or test')
+    return SOURCES if split == 'test' else ('train',)
+
+
 def find(
     engine: beam_job.Engine, shards_folder: str, split: str, *, sources: tuple[str, ...] = ('train',), output_dir: str
 ) -> Known:
@@ -97,18 +107,16 @@ def find(
         raise InputError(f'{shards_folder}: holds no product of the split {split}; convert a catalogue that has some')
     files = [*asked, *(file for source in sources for file in made.of_split(source) if file.products)]
     firsts = np.cumsum([0, *(file.products for file in asked)]).tolist()
-    job = Job(
-        folder=shards_folder,
-        firsts={file.name: first for file, first in zip(asked, firsts, strict=False)},
-        buckets=-(-sum(file.images for file in files) // BUCKET_PICTURES),
-        parts=storage.join(output_dir, f'.tmp-known-{uuid.uuid4().hex}'),
-    )
-    storage.make_folder(job.parts)
-    try:
+    with storage.scratch(output_dir, 'known') as parts:
+        job = Job(
+            folder=shards_folder,
+            firsts={file.name: first for file, first in zip(asked, firsts, strict=False)},
+            buckets=-(-sum(file.images for file in files) // BUCKET_PICTURES),
+            parts=parts,
+        )
+        storage.make_folder(parts)
         engine.run(lambda pipeline: _build(pipeline, files, job))
         return _gather(job)
-    finally:
-        storage.remove(job.parts)
 
 
 @dataclass(frozen=True)

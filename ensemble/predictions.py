@@ -92,13 +92,19 @@ def predict(models: Models, mixture: Mixture, *, category_ids: np.ndarray) -> Pr
     )
 
 
-def with_known(found: Predictions, category_id: np.ndarray) -> Predictions:
+def with_known(found: Predictions, product_id: np.ndarray, category_id: np.ndarray) -> Predictions:
     """The predictions with those replaced whose category is known otherwise.
 
     Args:
         found: the network's.
+        product_id: int64 [P], of the same products.
         category_id: int64 [P], UNKNOWN where the network's shall stand.
+
+    Raises:
+        InputError: they are other products.
     """
+    if not np.array_equal(found.product_id, product_id):
+        raise InputError('the logits hold other products than the shards, or in another order; make the logits again')
     known = category_id != UNKNOWN
     return dataclasses.replace(
         found,

@@ -31,6 +31,7 @@ from ensemble.mixture import Mixture, Models
 from ensemble.predictions import Predictions
 from ensemble.rules import Products
 from pipeline import categories, program, storage
+from pipeline import manifest as manifest_lib
 from pipeline.beam_job import Engine
 from pipeline.categories import Categories
 from pipeline.errors import InputError
@@ -43,12 +44,12 @@ class Part:
 
     Attributes:
         files: of the same products, one a store.
-        known: category ids int64 [P] of those that are known by their pictures, UNKNOWN where they aren't; None if such
-            knowledge isn't used.
+        known: product ids int64 [P], and category ids int64 [P] of those that are known by their pictures, UNKNOWN
+            where they aren't; None if such knowledge isn't used.
     """
 
     files: tuple[FileInfo, ...]
-    known: np.ndarray | None = None
+    known: tuple[np.ndarray, np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,10 @@ class Job:
     def about(self, mixture: Mixture) -> dict:
         """What a store of predictions says of how it was made."""
         first = self.stores.manifests[0].about
-        made_from = ('weights_digest', 'tta', 'seed')
+        made_from = ('weights_digest', 'tta', 'seed', 'top_k')
         return {
             **{name: first[name] for name in ('split', 'label_map_digest', 'dataset_digest')},
-            'logits': [{name: made.about[name] for name in made_from} for made in self.stores.manifests],
+            'logits': [{name: made.about.get(name, 0) for name in made_from} for made in self.stores.manifests],
             'mixture': dataclasses.asdict(mixture),
             'known_images': self.known_images,
         }
@@ -142,7 +143,7 @@ def open_stores(folders: Sequence[str]) -> Stores:
 
 
 def run(engine: Engine, parts: Sequence[Part], job: Job) -> None:
-    """Reduces the stores; what stands in the folders of the outputs goes, and each is finished or isn't there.
+    """Reduces the stores; predictions in the folders of the outputs go, and each store is finished or isn't there.
 
     Args:
         engine: what runs the job.
@@ -171,8 +172,11 @@ def _finished(job: Job) -> int:
 
 
 def _remove(folder: str) -> None:
-    if storage.exists(folder):
-        storage.remove(folder)
+    """Removes a store of predictions; the manifest first, so that a part of it is never taken for whole."""
+    names = storage.list_names(folder)
+    for name in sorted(names, key=lambda name: name != manifest_lib.NAME):
+        if name == manifest_lib.NAME or name.endswith(predictions.SUFFIX) or storage.is_temporary(name):
+            storage.remove(storage.join(folder, name))
 
 
 def _build(pipeline: beam.Pipeline, parts: Sequence[Part], job: Job) -> None:
@@ -198,7 +202,7 @@ def reduce_part(part: Part, job: Job) -> list[FileInfo]:
     for folder, done in zip(job.outputs, blocks, strict=True):
         found = Predictions.concatenate(done)
         if part.known is not None:
-            found = predictions.with_known(found, part.known)
+            found = predictions.with_known(found, *part.known)
         name = part.files[0].name.removesuffix('.tfrecord') + predictions.SUFFIX
         infos.append(predictions.write_file(folder, name, found, split=job.stores.split))
     return infos

@@ -12,6 +12,7 @@ Synopsis:
 from __future__ import annotations
 
 import gzip
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ from pipeline.errors import InputError
 
 NAME = 'submission.csv.gz'
 COLUMNS = ('_id', 'category_id')
+LINES = 2**17  # as text at a time: 2.5 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,10 +88,11 @@ def write(path: str, product_id: np.ndarray, category_id: np.ndarray, *, expecte
     """
     check_products(product_id, expected=expected)
     order = np.argsort(product_id)
-    pairs = zip(product_id[order].tolist(), category_id[order].tolist(), strict=True)
-    text = '\n'.join([','.join(COLUMNS), *(f'{product},{category}' for product, category in pairs), ''])
     with storage.atomic_writer(path) as file, gzip.GzipFile(filename='', mode='wb', fileobj=file, mtime=0) as packed:
-        packed.write(text.encode())
+        packed.write(f'{",".join(COLUMNS)}\n'.encode())
+        for some in np.split(order, range(LINES, len(order), LINES)):
+            pairs = zip(product_id[some].tolist(), category_id[some].tolist(), strict=True)
+            packed.write(''.join(f'{product},{category}\n' for product, category in pairs).encode())
 
 
 def read_solution(path: str, label_map: Categories) -> Solution:
@@ -101,7 +104,7 @@ def read_solution(path: str, label_map: Categories) -> Solution:
     rows = tables.read(path, COLUMNS)
     found: dict[int, int] = {}
     for number, row in enumerate(rows, start=2):
-        if not (row[0].isdecimal() and row[1].isdecimal()):
+        if not all(re.fullmatch('[0-9]{1,18}', cell) for cell in row):  # 18 digits fit int64
             raise tables.bad_row(path, number, row, COLUMNS)
         if int(row[0]) in found:
             raise InputError(f'{path}: row {number} repeats product {row[0]}; each must stand once')

@@ -19,8 +19,9 @@ import tensorflow as tf
 
 from ensemble import logits
 from model.accumulate import AccumulatingModel
-from pipeline import dataset, journal, manifest, program, storage
+from pipeline import categories, dataset, journal, manifest, program, storage
 from pipeline.augment import Augmentation
+from pipeline.categories import Categories
 from pipeline.dataset import Shards
 from pipeline.errors import InputError
 from pipeline.manifest import FileInfo
@@ -95,7 +96,7 @@ def predict_split(model: AccumulatingModel, shards: Shards, options: Options, *,
     views = options.batch_size // tf.distribute.get_strategy().num_replicas_in_sync
     identity = json.dumps({**about, 'views_at_a_time': views}, sort_keys=True)
     files = shards.manifest.of_split(options.split)
-    kept = _kept(folder, files, about, identity=identity)
+    kept = _kept(folder, files, about, shards.label_map, identity=identity)
     if storage.exists(storage.join(folder, manifest.NAME)):
         print(f'logits of {options.split} are in {folder} already ({len(kept)} shards, checked)')
     else:
@@ -110,8 +111,10 @@ def predict_split(model: AccumulatingModel, shards: Shards, options: Options, *,
     return folder
 
 
-def _kept(folder: str, files: tuple[FileInfo, ...], about: dict[str, Any], *, identity: str) -> dict[str, FileInfo]:
-    """The sound shards by name, which needn't be predicted again; removes a manifest unless all of them are."""
+def _kept(
+    folder: str, files: tuple[FileInfo, ...], about: dict[str, Any], label_map: Categories, *, identity: str
+) -> dict[str, FileInfo]:
+    """The sound shards by name, which needn't be predicted again; removes a manifest unless all is as it was."""
     path = storage.join(folder, manifest.NAME)
     listed = _listed(folder, about)
     if listed is None:
@@ -119,13 +122,20 @@ def _kept(folder: str, files: tuple[FileInfo, ...], about: dict[str, Any], *, id
         kept = {file.name: file for file in found if file}
     else:
         kept = {file.name: file for file in listed if journal.is_sound(folder, file)}
-        if len(kept) == len(files):
+        if len(kept) == len(files) and _has_categories(folder, label_map):
             return kept
         for file in kept.values():
             journal.note(folder, file, identity=identity)
     if storage.exists(path):
         storage.remove(path)
     return kept
+
+
+def _has_categories(folder: str, label_map: Categories) -> bool:
+    try:
+        return categories.read(folder).digest() == label_map.digest()
+    except InputError:
+        return False
 
 
 def _listed(folder: str, about: dict[str, Any]) -> tuple[FileInfo, ...] | None:

@@ -1,7 +1,8 @@
 """What a sharded dataset holds: one manifest.json a folder, written last, checked when read.
 
-Shards of pictures (pipeline.convert) and stores of logits (ensemble.logits) have the same manifest; `about` says what
-made them. Readers open only the files that the manifest lists, so stale files of an earlier run are never read.
+Shards of pictures (pipeline.convert), stores of logits (ensemble.logits) and of predictions (ensemble.predictions) have
+the same manifest; `about` says what made them. Readers open only the files that the manifest lists, so stale files of
+an earlier run are never read.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Manifest:
     """The files of a dataset and what made them.
 
     Attributes:
-        kind: shards or logits.
+        kind: shards, logits or predictions.
         about: what the files were made from and how: JSON values only.
         files: in order of name.
     """
@@ -90,7 +91,7 @@ def read(folder: str, *, kind: str, remedy: str, check_files: bool = True) -> Ma
 
     Args:
         folder: the dataset's folder.
-        kind: what the folder must hold: shards or logits.
+        kind: what the folder must hold: shards, logits or predictions.
         remedy: the command that makes it, for the error.
         check_files: whether all listed files must be there in their lengths.
 

@@ -14,12 +14,11 @@ from pipeline import program  # first: it quiets the logs of what is imported be
 
 # isort: split
 import os
-import uuid
 
-import numpy as np
 from absl import flags
 
 from ensemble import known_images, reduction, submission
+from ensemble.known_images import Known
 from ensemble.reduction import Stores
 from ensemble.submission import Solution
 from pipeline import beam_job, storage
@@ -63,12 +62,16 @@ def _make_table(engine: Engine, folders: list[str], *, output_dir: str) -> None:
     """Writes and prints the table of runs."""
     stores = table.find_stores(folders, SPLIT.value)
     opened = reduction.open_stores([store.folder for store in stores])
+    table.check_same_weights(stores, opened)
     solution = submission.read_solution(SOLUTION.value, opened.label_map) if SOLUTION.value else None
-    _tell_missing(folders)
-    seen = _find_seen(engine, opened, output_dir=output_dir)
-    rows = _measure(engine, stores, solution, seen, output_dir=output_dir)
-    text = table.markdown(rows, SPLIT.value)
     path = storage.join(output_dir, f'table-{SPLIT.value}')
+    for older in (f'{path}.md', f'{path}.csv'):
+        if storage.exists(older):
+            storage.remove(older)
+    _tell_missing(folders)
+    known = _find_known(engine, opened, output_dir=output_dir)
+    rows = _measure(engine, stores, solution, known, output_dir=output_dir)
+    text = table.markdown(rows, SPLIT.value)
     with storage.atomic_writer(f'{path}.md') as file:
         file.write(text.encode())
     table.write_csv(rows, f'{path}.csv')
@@ -93,28 +96,24 @@ def _tell_missing(folders: list[str]) -> None:
                 print(f'{folder}: has no logits of {tta} views; to have them in the table: {command}')
 
 
-def _find_seen(engine: Engine, opened: Stores, *, output_dir: str) -> np.ndarray | None:
-    """How many pictures of each product are in the training set, in the stores' order; None if it can't be known."""
+def _find_known(engine: Engine, opened: Stores, *, output_dir: str) -> Known | None:
+    """Which pictures of the products are in the training set, too; None if it can't be known."""
     try:
         known_images.check(SHARDS_DIR.value, digest=opened.dataset_digest)
     except InputError as error:
         print(f'left out, which pictures the training set has too: {error}')
         return None
-    return known_images.find(engine, SHARDS_DIR.value, SPLIT.value, output_dir=output_dir).seen
+    return known_images.find(engine, SHARDS_DIR.value, SPLIT.value, output_dir=output_dir)
 
 
 def _measure(
-    engine: Engine, stores: list[Store], solution: Solution | None, seen: np.ndarray | None, *, output_dir: str
+    engine: Engine, stores: list[Store], solution: Solution | None, known: Known | None, *, output_dir: str
 ) -> list[Row]:
-    scratch = storage.join(output_dir, f'.tmp-table-{uuid.uuid4().hex}')
     rows: list[Row] = []
-    try:
+    with storage.scratch(output_dir, 'table') as scratch:
         for store in stores:
             print(f'combining {store.folder} by all rules', flush=True)
-            rows += table.measure(engine, store, scratch=scratch, solution=solution, seen=seen)
-    finally:
-        if storage.exists(scratch):
-            storage.remove(scratch)
+            rows += table.measure(engine, store, scratch=scratch, solution=solution, known=known)
     return rows
 
 

@@ -19,14 +19,16 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ensemble import predictions, reduction, rules, scores
+from ensemble import logits, predictions, reduction, rules, scores
+from ensemble.known_images import Known
 from ensemble.mixture import Mixture
-from ensemble.reduction import Job
+from ensemble.reduction import Job, Stores
 from ensemble.scores import Score
 from ensemble.submission import Solution
 from model import runs
 from pipeline import dataset, storage, tables
 from pipeline.beam_job import Engine
+from pipeline.errors import InputError
 
 REFERENCE = 'mean'  # what the other rules are held against
 BEST = 'product'  # with power the paper's best
@@ -123,6 +125,23 @@ def find_stores(folders: Sequence[str], split: str) -> list[Store]:
     ]
 
 
+def check_same_weights(stores: Sequence[Store], opened: Stores) -> None:
+    """Checks that all logits of a run are by the same weights.
+
+    Raises:
+        InputError: some of a run are older; names the command that makes them again.
+    """
+    first: dict[str, tuple[str, str]] = {}
+    for store, made in zip(stores, opened.manifests, strict=True):
+        digest = made.about['weights_digest']
+        folder, expected = first.setdefault(os.path.dirname(store.folder), (store.folder, digest))
+        if digest != expected:
+            raise InputError(
+                f'{store.folder}: by other weights than {folder}; make both again: {logits.command(store.folder)} && '
+                f'{logits.command(folder)}'
+            )
+
+
 def views_made(folder: str, split: str) -> list[int]:
     """The numbers of views above 1 of which a run has logits, ascending."""
     logits = storage.join(folder, 'logits')
@@ -132,7 +151,7 @@ def views_made(folder: str, split: str) -> list[int]:
 
 
 def measure(
-    engine: Engine, store: Store, *, scratch: str, solution: Solution | None = None, seen: np.ndarray | None = None
+    engine: Engine, store: Store, *, scratch: str, solution: Solution | None = None, known: Known | None = None
 ) -> Iterator[Row]:
     """Combines a store by all rules, in one reading, and scores what they predict.
 
@@ -141,7 +160,7 @@ def measure(
         store: the logits.
         scratch: a folder for the predictions that all workers reach; the caller removes it.
         solution: the products' categories, if the logits don't have them (test).
-        seen: int64 [P], how many of a product's pictures are in the training set, in the order of the store.
+        known: which of the products' pictures are in the training set.
 
     Raises:
         InputError: the logits can't be used, or the solution is of other products.
@@ -156,6 +175,8 @@ def measure(
     reduction.run(engine, opened.parts(), Job(opened, ways, list(outputs.values())))
     for way, folder in outputs.items():  # one at a time: a table of Kaggle's size has 70 MB of predictions a row
         found = predictions.read(folder)
+        if known and not np.array_equal(found.product_id, known.product_id):
+            raise InputError(f'{store.folder}: holds other products than the shards; make the logits again')
         truth = solution.of(found.product_id) if solution else found.true_category_id
         mean = predictions.read(outputs[replace(way, rule=REFERENCE)], ['category_id'])
         correct = found.category_id == truth
@@ -171,7 +192,9 @@ def measure(
             levels=tuple(scores.right_by_level(found.category_id, truth, opened.label_map).mean(axis=1).tolist()),
             by_pictures=tuple(scores.accuracy(correct[found.pictures == count]) for count in PICTURES),
             correct=correct,
-            by_seen=None if seen is None else (scores.accuracy(correct[seen > 0]), scores.accuracy(correct[seen == 0])),
+            by_seen=None
+            if known is None
+            else (scores.accuracy(correct[known.seen > 0]), scores.accuracy(correct[known.seen == 0])),
         )
 
 

@@ -177,13 +177,18 @@ def test_several_processes_give_the_same_submission(run_dir: Path) -> None:
         (['--rule=all'], 'test', '--rule all needs labels.*--solution=data/solution.csv'),
         (['--solution=x.csv'], 'val', r'--solution=x\.csv is for the test set, these logits are of val; leave it out'),
         (['--solution=none.csv'], 'test', 'none.csv: no such file'),
+        (['--weights=none.json'], 'test', 'none.json: no such file'),
+        (['--fit=val', '--rule=all'], 'test', '--fit finds the weights of one rule; leave out --fit or --rule=all'),
+        (['--fit=val', '--weights=1'], 'test', '--fit finds the weights of one rule; leave out --fit or --weights'),
+        (['--known_images', '--rule=all'], 'val', '--rule=all compares .* alone; leave out --known_images'),
     ],
 )
 def test_what_the_user_can_mend_is_one_line(run_dir: Path, words: list[str], split: str, message: str) -> None:
+    (run_dir / 'submission.csv.gz').write_bytes(b'of an earlier combination')
     with pytest.raises(InputError, match=message) as caught:
         run(run_dir, *words, split=split)
     assert '\n' not in str(caught.value)
-    assert made_in(run_dir) == []
+    assert made_in(run_dir) == ['submission.csv.gz'], 'only what may be interrupted removes the one there is'
 
 
 def test_a_flag_that_nobody_knows_is_refused(run_dir: Path) -> None:
@@ -194,7 +199,13 @@ def test_a_flag_that_nobody_knows_is_refused(run_dir: Path) -> None:
 
 def test_a_solution_of_other_products_is_refused_and_no_submission_written(run_dir: Path, tmp_path: Path) -> None:
     (tmp_path / 'other.csv').write_text(SOLUTION + '9,1000\n')
-    with pytest.raises(InputError, match=r'must hold the 3 products predicted, has besides 1 \(the first is 9\)'):
+    with pytest.raises(InputError, match='other.csv: has 4 products, the logits 3; give the solution of this test set'):
+        run(run_dir, f'--solution={tmp_path}/other.csv')
+    assert made_in(run_dir) == []
+    (tmp_path / 'other.csv').write_text(SOLUTION.replace('3,1000', '9,1000'))
+    with pytest.raises(
+        InputError, match=r'must hold .*, lacks 1 \(the first is 3\) and has besides 1 \(the first is 9\)'
+    ):
         run(run_dir, f'--solution={tmp_path}/other.csv')
     assert made_in(run_dir) == predictions_of('test')
 
@@ -301,8 +312,7 @@ def test_test_products_take_the_category_that_their_pictures_are_known_by(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == 'looking for the pictures of test in train and val'
     assert lines[2] == (
-        'known images: of 4 products 3 (75.0%) with known pictures, 2 (50.0%) take their category, '
-        '2 (50.0%) of these otherwise than the network says'
+        'known images: of 4 products 3 (75.0%) have known pictures, 2 (50.0%) take their category; 2 predictions change'
     )
     found = predictions.read(str(made / 'predictions' / 'test'))
     assert found.known.tolist() == [True, False, False, True]
@@ -319,7 +329,7 @@ def test_on_val_only_training_pictures_are_known_and_accuracy_is_told_apart(
     run(made, '--known_images', f'--shards_dir={folder}', split='val')
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == 'looking for the pictures of val in train'
-    assert lines[2].startswith('known images: of 4 products 2 (50.0%) with known pictures, 1 (25.0%) take their')
+    assert lines[2].startswith('known images: of 4 products 2 (50.0%) have known pictures, 1 (25.0%) take their')
     assert lines[3].startswith('product: accuracy 0.2500 ')
     assert lines[4].startswith('  by the network 0.0000 ')
     assert lines[5].startswith('  known images gain 0.2500 ')

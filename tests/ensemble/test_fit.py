@@ -150,15 +150,16 @@ def test_each_exponent_has_weights_of_its_own(store: Store, tmp_path: Path, acro
     np.testing.assert_allclose(best.mixture.weights, weights / weights.sum(), atol=1e-3)
 
 
-def cross_validate(stores: Stores, start: Mixture, scratch: Path) -> tuple[fit.Fit, fit.Trial]:
+def cross_validate(stores: Stores, start: Mixture, output_dir: Path) -> tuple[fit.Fit, fit.Trial]:
     found = fit.fit(stores, start)
-    trial = fit.cross_validate(beam_job.engine(['--runner=FnApiRunner']), stores, found, scratch=str(scratch))
-    assert not scratch.exists()
+    before = list(output_dir.iterdir())
+    trial = fit.cross_validate(beam_job.engine(['--runner=FnApiRunner']), stores, found, output_dir=str(output_dir))
+    assert list(output_dir.iterdir()) == before
     return found, trial
 
 
 def test_each_product_is_predicted_by_what_was_fitted_without_its_fold(two: Stores, tmp_path: Path) -> None:
-    found, trial = cross_validate(two, Mixture(), tmp_path / 'scratch')
+    found, trial = cross_validate(two, Mixture(), tmp_path)
     (a, label), (b, _) = draw(1, products=90, knows=[0, 1]), draw(2, products=90, knows=[2])
     q = np.stack([np.exp(log_softmax(one[:, 0])) for one in (a, b)], axis=1)  # [P, M, C]
     fold = fit.fold_of(np.arange(90))
@@ -183,10 +184,10 @@ def test_cross_validation_does_not_flatter(store: Store, tmp_path: Path) -> None
     ]
     stores = reduction.open_stores(folders)
     start = Mixture(across='geometric', weights=(1,) * 12)
-    found, trial = cross_validate(stores, start, tmp_path / 'scratch')
+    found, trial = cross_validate(stores, start, tmp_path)
     flattered = dataclasses.replace(found, folds=(found.every,) * fit.FOLDS)
     engine = beam_job.engine(['--runner=FnApiRunner'])
-    on_itself = fit.cross_validate(engine, stores, flattered, scratch=str(tmp_path / 'scratch')).fitted.mean()
+    on_itself = fit.cross_validate(engine, stores, flattered, output_dir=str(tmp_path)).fitted.mean()
     assert on_itself > trial.fitted.mean() + 0.1
     assert trial.fitted.mean() < 1 / CLASSES + 0.12  # two standard deviations
 
@@ -203,7 +204,7 @@ def test_folds_are_the_products_own_and_about_as_large() -> None:
 @pytest.mark.parametrize('products', [2, 3, 4])
 def test_fewer_products_than_folds(store: Store, tmp_path: Path, products: int, across: str) -> None:
     folders = [store(tmp_path / str(seed) / 'val', *draw(seed, products=products, knows=[seed])) for seed in range(2)]
-    found, trial = cross_validate(reduction.open_stores(folders), Mixture(across=across), tmp_path / 'scratch')
+    found, trial = cross_validate(reduction.open_stores(folders), Mixture(across=across), tmp_path)
     assert len(trial.fitted) == found.products == products
 
 
@@ -218,7 +219,7 @@ def test_of_a_single_product_nothing_can_be_held_out_so_models_are_alike(
         files = [logits.write_shard(folder, 'val-00000-of-00001.tfrecord', rows, split='val')]
         logits.finish(folder, files, split='val', categories=label_map, **MADE)
         folders.append(folder)
-    found, trial = cross_validate(reduction.open_stores(folders), Mixture(across=across), tmp_path / 'scratch')
+    found, trial = cross_validate(reduction.open_stores(folders), Mixture(across=across), tmp_path)
     assert found.every.mixture.weights[0] > 0.99
     (own,) = fit.fold_of(np.array([8]))
     assert found.folds[own] == fit.Fitted(found.start, -math.inf)
@@ -256,7 +257,7 @@ def test_probabilities_of_all_classes_are_kept_up_to_a_limit(two: Stores, monkey
 
 def test_a_sample_serves_to_predict_all(two: Stores, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(fit, 'SAMPLE_PRODUCTS', 9)
-    found, trial = cross_validate(two, Mixture(), tmp_path / 'scratch')
+    found, trial = cross_validate(two, Mixture(), tmp_path)
     assert len(trial.fitted) == 90
     assert 'fitted on 10 products: ' in fit.table(two, found, trial)
 
@@ -279,8 +280,8 @@ def test_a_product_without_a_category_is_refused_outside_the_sample_too(
     label[3] = -1
     stores = reduction.open_stores([store(tmp_path / 'a/val', values, label), store(tmp_path / 'b/val', values, label)])
     with pytest.raises(InputError, match=r'a/val: product 3 has label -1'):
-        cross_validate(stores, Mixture(weights=(1, 1)), tmp_path / 'scratch')
-    assert not (tmp_path / 'scratch').exists()
+        cross_validate(stores, Mixture(weights=(1, 1)), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['a', 'b']
 
 
 @pytest.fixture

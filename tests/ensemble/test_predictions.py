@@ -31,7 +31,7 @@ def random_predictions(products: int, classes: int = 30, *, first: int = 0) -> P
     label = np.where(rows.product_id % 2, rows.product_id % classes, -1)
     rows = dataclasses.replace(rows, product_id=rows.product_id + first, label=label)
     found = predictions.predict(Models([Products(rows)]), Mixture(), category_ids=np.arange(classes) * 10 + 1000)
-    return predictions.with_known(found, np.where(np.arange(products) % 3 == 0, 1000, UNKNOWN))
+    return predictions.with_known(found, found.product_id, np.where(np.arange(products) % 3 == 0, 1000, UNKNOWN))
 
 
 def write(folder: Path, *parts: Predictions) -> None:
@@ -82,7 +82,7 @@ def test_there_are_five_likeliest_or_all_categories(tmp_path: Path, classes: int
 def test_known_categories_stand_in_place_of_the_networks() -> None:
     found = random_predictions(4)
     found = dataclasses.replace(found, known=np.zeros(4, bool))
-    mended = predictions.with_known(found, np.array([UNKNOWN, 5, UNKNOWN, found.category_id[3]]))
+    mended = predictions.with_known(found, found.product_id, np.array([UNKNOWN, 5, UNKNOWN, found.category_id[3]]))
     assert mended.known.tolist() == [False, True, False, True]
     assert mended.category_id.tolist() == [found.category_id[0], 5, found.category_id[2], found.category_id[3]]
     assert mended.probability.tolist() == [found.probability[0], 1, found.probability[2], 1]

@@ -144,10 +144,12 @@ def test_what_an_earlier_run_left_goes(tmp_path: Path) -> None:
     stale = tmp_path / 'out' / '0' / 'val-00000-of-00001.parquet'
     stale.parent.mkdir(parents=True)
     stale.write_bytes(b'')
+    (stale.parent / 'notes.txt').write_text('not ours')
     run(opened(tmp_path, rows_of(1)), [Mixture()], tmp_path)
     made = predictions.read_manifest(str(stale.parent))
     assert sorted(path.name for path in stale.parent.iterdir()) == [
         'manifest.json',
+        'notes.txt',
         *(file.name for file in made.files),
     ]
     assert not stale.exists()
@@ -159,7 +161,10 @@ def test_categories_that_are_known_by_pictures_stand_in_place_of_the_networks(tm
     parts = found.parts()
     known = np.full(5, predictions.UNKNOWN)
     known[3] = 1060
-    parts = [reduction.Part(parts[0].files, np.full(60, predictions.UNKNOWN)), reduction.Part(parts[1].files, known)]
+    parts = [
+        reduction.Part(parts[0].files, (np.arange(60), np.full(60, predictions.UNKNOWN))),
+        reduction.Part(parts[1].files, (np.arange(1000, 1005), known)),
+    ]
     reduction.run(engine, parts, Job(found, [Mixture()], [str(tmp_path / 'known')], known_images=True))
     made = predictions.read(str(tmp_path / 'known'))
     (plain,) = run(found, [Mixture()], tmp_path)
@@ -168,6 +173,17 @@ def test_categories_that_are_known_by_pictures_stand_in_place_of_the_networks(tm
     unknown = ~made.known
     assert made.category_id[unknown].tolist() == plain.category_id[unknown].tolist()
     assert made.likeliest.tolist() == plain.likeliest.tolist()
+
+
+def test_known_categories_of_other_products_are_refused(tmp_path: Path) -> None:
+    found = opened(tmp_path, rows_of(1))
+    known = np.arange(60)[::-1], np.full(60, 1000)
+    parts = [reduction.Part(found.parts()[0].files, known), found.parts()[1]]
+    with pytest.raises(InputError, match='the logits hold other products than the shards, or in another order'):
+        reduction.run(
+            beam_job.engine(['--runner=FnApiRunner']), parts, Job(found, [Mixture()], [str(tmp_path / 'out')])
+        )
+    assert not list(tmp_path.rglob('*.parquet'))
 
 
 def test_every_rule_gives_the_same_whatever_the_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

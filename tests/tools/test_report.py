@@ -13,6 +13,7 @@ import pytest
 from absl import flags
 
 from ensemble import logits, rules, scores
+from ensemble.known_images import Known
 from ensemble.logits import Rows
 from pipeline import beam_job, dataset
 from pipeline.categories import Categories
@@ -47,7 +48,9 @@ def rows_of(products: Products, *, tta: int, test: bool) -> Rows:
     return Rows(product_id, image_index, view, label, np.array([line[4] for line in lines], np.float16))
 
 
-def write_store(run_dir: Path, *, split: str = 'val', tta: int = 1, dataset_digest: str = 'd') -> None:
+def write_store(
+    run_dir: Path, *, split: str = 'val', tta: int = 1, dataset_digest: str = 'd', weights_digest: str = 'w'
+) -> None:
     folder = str(run_dir / 'logits' / (split if tta == 1 else f'{split}-tta{tta}'))
     files = [
         logits.write_shard(
@@ -63,7 +66,7 @@ def write_store(run_dir: Path, *, split: str = 'val', tta: int = 1, dataset_dige
         files,
         split=split,
         tta=tta,
-        weights_digest='w',
+        weights_digest=weights_digest,
         dataset_digest=dataset_digest,
         seed=0,
         categories=LABEL_MAP,
@@ -207,7 +210,8 @@ def test_products_whose_pictures_are_known_are_told_apart(folder: Path) -> None:
     (store,) = table.find_stores([f'{folder}/noaug'], 'val')
     engine = beam_job.engine(['--runner=FnApiRunner'])
     # The store's order is 7, 3, 5, 2; mean has the first two right.
-    rows = list(table.measure(engine, store, scratch=f'{folder}/scratch', seen=np.array([3, 1, 0, 0])))
+    known = Known(np.array([7, 3, 5, 2]), np.array([3, 1, 1, 2]), np.array([3, 1, 0, 0]), np.full(4, -1))
+    rows = list(table.measure(engine, store, scratch=f'{folder}/scratch', known=known))
     assert rows[0].by_seen
     seen, unseen = rows[0].by_seen
     assert (seen.value, seen.count, unseen.value, unseen.count) == (1.0, 2, 0.0, 2)
@@ -215,6 +219,22 @@ def test_products_whose_pictures_are_known_are_told_apart(folder: Path) -> None:
     line = lines_of(folder / 'table.csv')[0]
     assert [line[name] for name in ('accuracy_seen', 'products_seen', 'accuracy_unseen')] == ['1', '2', '0']
     assert '| a picture seen (2) | none seen (2) |' in table.markdown(rows, 'val')
+
+
+def test_known_pictures_of_other_products_are_refused(folder: Path) -> None:
+    (store,) = table.find_stores([f'{folder}/noaug'], 'val')
+    known = Known(np.array([3, 7, 5, 2]), np.ones(4, np.int64), np.zeros(4, np.int64), np.full(4, -1))
+    with pytest.raises(InputError, match='noaug/logits/val: holds other products than the shards'):
+        list(table.measure(beam_job.engine(['--runner=FnApiRunner']), store, scratch=f'{folder}/scratch', known=known))
+
+
+def test_logits_of_one_run_by_other_weights_are_refused(folder: Path) -> None:
+    write_store(folder / 'mixed', weights_digest='new')
+    write_store(folder / 'mixed', tta=5, weights_digest='old')
+    with pytest.raises(
+        InputError, match=r'val-tta5: by other weights than \S+val; make both again: python -m model\.predict'
+    ):
+        run(f'{folder}/mixed')
 
 
 def write_shards(folder: Path) -> str:
