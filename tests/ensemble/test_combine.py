@@ -344,6 +344,15 @@ def test_known_images_of_other_shards_are_refused(run_dir: Path, tmp_path: Path)
     assert made_in(run_dir) == []
 
 
+def test_train_has_no_known_images(tmp_path: Path) -> None:
+    folder, made = known_run(tmp_path, 'val')
+    (made / 'logits' / 'val').rename(made / 'logits' / 'train')
+    path = made / 'logits' / 'train' / 'manifest.json'
+    path.write_text(path.read_text().replace('"split": "val"', '"split": "train"'))
+    with pytest.raises(InputError, match='known images of train would be its own; give logits of val or test'):
+        run(made, '--known_images', f'--shards_dir={folder}', split='train')
+
+
 def test_several_runs_are_combined_beside_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     label_map = stores.label_map(5)
     folders = [

@@ -70,6 +70,8 @@ def test_a_solution_in_any_order_is_found_by_product(tmp_path: Path, label_map: 
         ('_id,category_id\n1,1000,3\n', 'row 2 must be _id,category_id, is 1,1000,3'),
         ('_id,category_id\n1,Shoes\n', 'row 2 must be _id,category_id, is 1,Shoes'),
         ('_id,category_id\n-1,1000\n', 'row 2 must be _id,category_id, is -1,1000'),
+        ('_id,category_id\n1,99999999999999999999\n', 'row 2 must be _id,category_id, is 1,99999999999999999999'),
+        ('_id,category_id\n99999999999999999999,1\n', 'row 2 must be _id,category_id, is 99999999999999999999,1'),
         ('_id,category_id\n1,1000\n\n2,1000\n', 'row 3 must be _id,category_id, is empty'),
         ('_id,category_id\n1,1000\n2,1000\n1,1010\n', 'row 4 repeats product 1; each must stand once'),
         ('_id,category_id\n1,1000\n2,999\n', 'row 3: category 999 is none of the model'),
@@ -104,3 +106,11 @@ def test_a_solution_of_other_products_is_refused(
     )
     with pytest.raises(InputError, match=message):
         solution.of(predicted)
+
+
+@pytest.mark.parametrize('count', [submission.LINES - 1, submission.LINES, submission.LINES + 1])
+def test_a_submission_of_many_lines_is_written_in_pieces(tmp_path: Path, count: int) -> None:
+    path = tmp_path / submission.NAME
+    submission.write(str(path), np.arange(count)[::-1], np.arange(count)[::-1] + 5, expected=count)
+    lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+    assert lines[1:] == [f'{number},{number + 5}' for number in range(count)]

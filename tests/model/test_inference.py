@@ -17,7 +17,7 @@ import pytest
 
 from ensemble import logits
 from model import backbone, classifier, inference, predict, runs
-from pipeline import dataset, journal, manifest, program
+from pipeline import categories, dataset, journal, manifest, program
 from pipeline.errors import InputError
 from tests import shards as small
 from tests.model import tiny
@@ -234,6 +234,15 @@ def test_a_finished_store_is_left_as_it_is_whatever_is_taken_at_a_time(shards, u
     said = capsys.readouterr().out
     assert f'logits of val are in {store(run_dir)} already (5 shards, checked)\n' in said
     assert written(store(run_dir)).items() <= before.items()
+    assert files(store(run_dir)) == files(store(undisturbed))
+
+
+@pytest.mark.parametrize('damage_it', [Path.unlink, lambda path: path.write_bytes(b'label,')])
+def test_the_categories_of_a_finished_store_are_made_again(shards, undisturbed, run_dir, capsys, damage_it):
+    shutil.copytree(store(undisturbed), store(run_dir))
+    damage_it(store(run_dir) / categories.NAME)
+    predict.main(arguments(shards, run_dir))
+    assert '5 of 5 shards kept' in capsys.readouterr().out
     assert files(store(run_dir)) == files(store(undisturbed))
 
 
