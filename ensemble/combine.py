@@ -90,6 +90,8 @@ def main(argv: list[str]) -> None:
     ways = _mixtures(stores, compare=compare)
     fit_on = _open_fit(stores, FIT.value) if FIT.value else None
     if KNOWN_IMAGES.value:
+        if FIT.value == stores.split:
+            raise InputError(f'--fit={FIT.value} on logits of {FIT.value} only fits; leave out --known_images')
         known_images.check(SHARDS_DIR.value, digest=stores.dataset_digest)
     output_dir = OUTPUT_DIR.value or _output_dir(folders)
     if compare:

@@ -23,8 +23,9 @@ are all views of all pictures (pooled, the paper's way), or a rule goes over the
 what it says of the pictures second (nested).
 
 Nothing underflows: rules are reductions of logs. Only mean and rms sum q and q^2 themselves, which takes half the time,
-and only where no sum is too small for float32; else they take the way through logs too. Scores are equal if they are
-the same float32: classes that every row gives the same logit always are.
+and only where no sum of a block is too small for float32; else the block takes the way through logs too (the last bit
+of a score may differ). Scores are equal if they are the same float32: classes that every row gives the same logit
+always are.
 
 A reduction's state is a set of float32 rows [C] of each product; the empty state has none.
   lift     the state of a block: a row for each picture and view

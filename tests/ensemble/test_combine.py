@@ -180,6 +180,7 @@ def test_several_processes_give_the_same_submission(run_dir: Path) -> None:
         (['--weights=none.json'], 'test', 'none.json: no such file'),
         (['--fit=val', '--rule=all'], 'test', '--fit finds the weights of one rule; leave out --fit or --rule=all'),
         (['--fit=val', '--weights=1'], 'test', '--fit finds the weights of one rule; leave out --fit or --weights'),
+        (['--known_images', '--fit=val'], 'val', '--fit=val on logits of val only fits; leave out --known_images'),
         (['--known_images', '--rule=all'], 'val', '--rule=all compares .* alone; leave out --known_images'),
     ],
 )
