@@ -29,7 +29,7 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The conversion on real Flink: Java 17 and Maven, which downloads 150 MB of jars once.
+# The Beam jobs on real Flink: Java 17 and Maven, which downloads 150 MB of jars once.
 test-flink: .venv/installed
 	tools/flink.sh fetch
 	$(BIN)/python -m pytest -m flink
@@ -38,9 +38,9 @@ test-flink: .venv/installed
 test-latest: .venv-latest/installed
 	$(LATEST)/python -m pytest -m "not slow"
 
-# Thirty-five minutes, 15 GB of disk; nothing else should run meanwhile.
+# Forty-five minutes, 15 GB of disk; nothing else should run meanwhile.
 bench: .venv/installed .venv-peers/installed
-	$(BIN)/python -m tools.bench convert feed train --json=bench.json
+	$(BIN)/python -m tools.bench convert feed train combine --json=bench.json
 
 .venv/installed: constraints.txt setup.cfg pyproject.toml
 	$(call install,.venv,constraints.txt)

@@ -1,9 +1,13 @@
 """Combines the logits of each product's pictures into one prediction: `python -m ensemble.combine --rule product`
 
-A Beam job over the files of a logits store; only a prediction a product leaves a worker.
-  test logits  writes submission.csv.gz for Kaggle; with --solution=data/solution.csv prints its accuracy too
-  val logits   prints the accuracy with its 95 % interval
+A Beam job over the files of one store of logits, or of several models' stores; only predictions leave a worker, into
+the run's folder predictions/SPLIT: Parquet files with each product's category, its probability and the five likeliest.
+  test logits  make submission.csv.gz for Kaggle too; with --solution=data/solution.csv the accuracy is printed
+  val logits   the accuracy is printed with its 95 % interval
   --rule all   compares all rules in one reading of the logits: prints a table and writes it as rules-val.csv
+Several models: --logits=runs/a/logits/test,runs/b/logits/test, with --weights=2,1, or --fit=val to find the weights on
+the val logits beside them: says what that gains by cross-validation, writes mixture.json, and combines with it. Later
+--weights=PATH/mixture.json does the same again. With --rule=power the exponent is found too.
 Beam's flags pass through: --runner=DirectRunner (the default: one process a core), FnApiRunner (one process),
 FlinkRunner, DataflowRunner, and what belongs to each, such as --direct_num_workers=4.
 """
@@ -13,188 +17,295 @@ from __future__ import annotations
 from pipeline import program  # first: it quiets the logs of what is imported below
 
 # isort: split
-import contextlib
 import os
-import uuid
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import apache_beam as beam
 import numpy as np
-import tensorflow as tf
 from absl import flags
 
-from ensemble import logits, rules, submission
-from ensemble.submission import Score
-from pipeline import beam_job, categories, storage, tables
+from ensemble import fit, known_images, mixture, mixture_file, predictions, reduction, rules, scores, submission
+from ensemble.known_images import Known
+from ensemble.mixture import Mixture
+from ensemble.predictions import UNKNOWN, Predictions
+from ensemble.reduction import Job, Part, Stores
+from ensemble.scores import Score
+from ensemble.submission import Solution
+from pipeline import beam_job, storage, tables
 from pipeline.beam_job import Engine
-from pipeline.categories import Categories
 from pipeline.errors import InputError
-from pipeline.manifest import FileInfo, Manifest
 
 FLAGS = program.flag_values()
-LOGITS = flags.DEFINE_string('logits', 'runs/latest/logits/test', 'Folder of a logits store.', flag_values=FLAGS)
+LOGITS = flags.DEFINE_string(
+    'logits', 'runs/latest/logits/test', 'Folder of a logits store, or of several models with commas between.',
+    flag_values=FLAGS,
+)  # fmt: skip
 RULE = flags.DEFINE_string(
     'rule', 'product', f'How to combine: {", ".join(rules.names())}, or all to compare them.', flag_values=FLAGS
 )
 POWER = flags.DEFINE_float('power', rules.POWER, 'Exponent of the rule power (paper: 0.1).', flag_values=FLAGS)
+VIEWS = flags.DEFINE_enum(
+    'views', 'pooled', rules.VIEWS,
+    'With several views of each picture: the rule over all views of all pictures (as the paper), or over the views of '
+    'each picture first.', flag_values=FLAGS,
+)  # fmt: skip
+WEIGHTS = flags.DEFINE_string(
+    'weights', '',
+    'How much each model counts, with commas between, or the mixture.json that --fit wrote, with the rule and all; all '
+    'alike if empty.', flag_values=FLAGS,
+)  # fmt: skip
+FIT = flags.DEFINE_enum(
+    'fit', None, fit.SPLITS, 'Find the weights, and the exponent of --rule=power, on the logits of this split beside '
+    '--logits.', flag_values=FLAGS,
+)  # fmt: skip
+ACROSS = flags.DEFINE_enum(
+    'across', 'arithmetic', mixture.ACROSS, "Mean over the models' probabilities of a product.", flag_values=FLAGS
+)
+KNOWN_IMAGES = flags.DEFINE_bool(
+    'known_images', False,
+    'A product takes the category of the labelled products that have the same pictures byte for byte, if all of these '
+    'are of one; reads the shards too. Accuracy is printed apart for products with such pictures and without.',
+    flag_values=FLAGS,
+)  # fmt: skip
+SHARDS_DIR = flags.DEFINE_string(
+    'shards_dir', 'data/shards', 'Folder of the shards, for --known_images.', flag_values=FLAGS
+)
 SOLUTION = flags.DEFINE_string(
     'solution', '', "A solution.csv with the test products' categories, to score with.", flag_values=FLAGS
 )
 OUTPUT_DIR = flags.DEFINE_string(
-    'output_dir', '', "Folder for what is written; if empty, the run's folder, two above --logits.", flag_values=FLAGS
-)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker needs to know.
-
-    Attributes:
-        folder: the logits store.
-        parts: folder for the predictions of each of its files.
-        rules: names of rules.
-        power: exponent of the rule power.
-    """
-
-    folder: str
-    parts: str
-    rules: tuple[str, ...]
-    power: float
-
-    def part(self, file: FileInfo) -> str:
-        """Path of the predictions of one file."""
-        return storage.join(self.parts, f'{file.name}.npz')
+    'output_dir', '',
+    "Folder for what is written; if empty, the run's folder, two above --logits, or runs/ensemble beside several runs.",
+    flag_values=FLAGS,
+)  # fmt: skip
 
 
 def main(argv: list[str]) -> None:
-    """Combines a store of logits."""
+    """Combines stores of logits."""
     engine = beam_job.engine(program.parse(FLAGS, argv, doc=__doc__, pass_through=True))
-    folder = LOGITS.value.rstrip('/')
-    output_dir = OUTPUT_DIR.value or os.path.dirname(os.path.dirname(folder)) or '.'
+    folders = [folder.rstrip('/') for folder in LOGITS.value.split(',')]
     compare = RULE.value == 'all'
-    names = rules.names() if compare else (RULE.value,)
-    for name in names:
-        rules.find(name, power=POWER.value)
-    manifest = logits.read_manifest(folder)
-    label_map = _read_label_map(folder, manifest)
-    solution = _read_solution(SOLUTION.value, manifest, label_map, compare=compare)
-    job = Job(folder, storage.join(output_dir, f'.tmp-combine-{uuid.uuid4().hex}'), names, POWER.value)
-    predictions = _reduce(engine, manifest, job)
-    truth = solution.labels_of(predictions.product_id) if solution else predictions.label
-    correct = predictions.prediction == truth
+    _check_flags(compare=compare)
+    stores = reduction.open_stores(folders)
+    solution = _read_solution(SOLUTION.value, stores, compare=compare)
+    ways = _mixtures(stores, compare=compare)
+    fit_on = _open_fit(stores, FIT.value) if FIT.value else None
+    if KNOWN_IMAGES.value:
+        if FIT.value == stores.split:
+            raise InputError(f'--fit={FIT.value} on logits of {FIT.value} only fits; leave out --known_images')
+        known_images.check(SHARDS_DIR.value, digest=stores.dataset_digest)
+    output_dir = OUTPUT_DIR.value or _output_dir(folders)
     if compare:
-        path = storage.join(output_dir, _table_name(manifest))
-        _report_all(names, correct, predictions.pictures >= 2, path=path)
-        print(f'wrote {path}; next: {_command("product", folder)}')
+        _compare(engine, stores, ways, solution, output_dir=output_dir)
         return
-    is_test = manifest.about['split'] == 'test'
-    if solution or not is_test:
-        print(f'{names[0]}: accuracy {submission.accuracy(correct[0])}')
-    if is_test:
-        _write_submission(predictions, manifest, label_map, path=storage.join(output_dir, submission.NAME))
-    else:
-        print(f'wrote nothing: these are not the test products; next: {_command(names[0], folder)}')
+    older = storage.join(output_dir, submission.NAME)
+    if stores.split == 'test' and storage.exists(older):
+        storage.remove(older)  # so that an interruption leaves none, not one of other predictions
+    if fit_on:
+        ways = [_fit(engine, fit_on, ways[0], output_dir=output_dir)]
+    if FIT.value == stores.split:
+        return  # there is nothing to add: on what it was fitted on it only looks good
+    known = _find_known(engine, stores, SHARDS_DIR.value, output_dir=output_dir) if KNOWN_IMAGES.value else None
+    _combine(engine, stores, ways[0], solution, known, output_dir=output_dir)
 
 
-def _command(rule: str, folder: str) -> str:
-    """The command that makes the submission of the run that `folder` belongs to."""
-    return f'python -m ensemble.combine --rule {rule} --logits={storage.join(os.path.dirname(folder), "test")}'
+def _check_flags(*, compare: bool) -> None:
+    """Refuses flags that would have no effect beside another."""
+    if FIT.value and (WEIGHTS.value or compare):
+        other = '--weights' if WEIGHTS.value else '--rule=all'
+        raise InputError(f'--fit finds the weights of one rule; leave out --fit or {other}')
+    if KNOWN_IMAGES.value and compare:
+        raise InputError('--rule=all compares what the rules make of the logits alone; leave out --known_images')
 
 
-def _read_label_map(folder: str, manifest: Manifest) -> Categories:
-    label_map = categories.read(folder)
-    if label_map.digest() != manifest.about['label_map_digest']:
+def _mixtures(stores: Stores, *, compare: bool) -> list[Mixture]:
+    """What the flags say: one way to combine, or one for each rule."""
+    if WEIGHTS.value.endswith('.json'):
+        return [_read_mixture(WEIGHTS.value, stores)]
+    weights = _weights(len(stores.folders))
+    names = rules.names() if compare else (RULE.value,)
+    return [Mixture(name, POWER.value, VIEWS.value, weights, ACROSS.value) for name in names]
+
+
+def _weights(models: int) -> tuple[float, ...]:
+    if not WEIGHTS.value:
+        return (1.0,) * models
+    try:
+        weights = tuple(float(word) for word in WEIGHTS.value.split(','))
+    except ValueError:
         raise InputError(
-            f'{storage.join(folder, categories.NAME)}: not the label map of these logits; make the logits again'
-        )
-    return label_map
+            f'--weights must be numbers with commas between, or a {mixture_file.NAME}, are {WEIGHTS.value!r}'
+        ) from None
+    if len(weights) != models:
+        raise InputError(f'--weights has {len(weights)} numbers for {models} stores of logits; give one for each')
+    return weights
 
 
-def _read_solution(
-    path: str, manifest: Manifest, label_map: Categories, *, compare: bool
-) -> submission.Solution | None:
-    split = manifest.about['split']
-    if path and split != 'test':
-        raise InputError(f'--solution={path} is for the test set, these logits are of {split}; leave it out')
-    if compare and split == 'test' and not path:
+def _read_mixture(path: str, stores: Stores) -> Mixture:
+    """What was fitted; a flag that was given and says otherwise is refused."""
+    found = mixture_file.read(path, stores)
+    for flag, fitted in ((RULE, found.rule), (POWER, found.power), (VIEWS, found.views), (ACROSS, found.across)):
+        if FLAGS[flag.name].present and flag.value != fitted:
+            raise InputError(
+                f'--{flag.name}={flag.value}, but {path} was fitted with {fitted}; leave the flag out, or fit anew '
+                'with --fit=val'
+            )
+    if stores.split in fit.SPLITS:
+        print(f'note: {path} may have been fitted on these products, which flatters it; --fit says what it is worth')
+    return found
+
+
+def _open_fit(stores: Stores, split: str) -> Stores:
+    """The same models' logits of another split, to fit on."""
+    found = reduction.open_stores([mixture_file.of_split(folder, split) for folder in stores.folders])
+    mixture_file.check_same_models(found, stores)
+    return found
+
+
+def _fit(engine: Engine, stores: Stores, start: Mixture, *, output_dir: str) -> Mixture:
+    """Finds the weights, says what they are worth and writes them."""
+    print(f'fitting {start.rule} on {stores.products:,} products in {", ".join(stores.folders)}', flush=True)
+    found = fit.fit(stores, start)
+    print(fit.table(stores, found, fit.cross_validate(engine, stores, found, output_dir=output_dir)))
+    path = storage.join(output_dir, mixture_file.NAME)
+    mixture_file.write(path, found.every.mixture, stores)
+    test = ','.join(mixture_file.of_split(folder, 'test') for folder in stores.folders)
+    print(f'wrote {path}; to use it again: python -m ensemble.combine --weights={path} --logits={test}', flush=True)
+    return found.every.mixture
+
+
+def _read_solution(path: str, stores: Stores, *, compare: bool) -> Solution | None:
+    if path and stores.split != 'test':
+        raise InputError(f'--solution={path} is for the test set, these logits are of {stores.split}; leave it out')
+    if compare and stores.split == 'test' and not path:
         raise InputError(
             '--rule all needs labels, which the test set has not: give --solution=data/solution.csv, or --logits with '
             'the val logits of the run'
         )
-    return submission.read_solution(path, label_map) if path else None
+    if not path:
+        return None
+    solution = submission.read_solution(path, stores.label_map)
+    if len(solution.product_id) != stores.products:  # known now, which products only when they are predicted
+        raise InputError(
+            f'{path}: has {len(solution.product_id):,} products, the logits {stores.products:,}; give the solution of '
+            'this test set'
+        )
+    return solution
 
 
-def _reduce(engine: Engine, manifest: Manifest, job: Job) -> rules.Predictions:
-    """Runs the job and gathers what its workers found, in the store's order."""
-    split = manifest.about['split']
+def _output_dir(folders: Sequence[str]) -> str:
+    run = os.path.dirname(os.path.dirname(folders[0])) or '.'
+    return run if len(folders) == 1 else storage.join(os.path.dirname(run) or '.', 'ensemble')
+
+
+def _combine(
+    engine: Engine, stores: Stores, way: Mixture, solution: Solution | None, known: Known | None, *, output_dir: str
+) -> None:
+    """Writes the predictions, and for the test products the submission."""
+    folder = storage.join(output_dir, 'predictions', os.path.basename(stores.folders[0]))
+    _reduce(engine, stores, [way], [folder], known)
+    columns = ('product_id', 'true_category_id', 'category_id', *(('known', 'likeliest') if known else ()))
+    found = predictions.read(folder, columns)
+    if known:
+        _say_known(found, known)
+    if solution or stores.split != 'test':
+        _say_accuracy(way.rule, found, solution, known)
+    print(f'wrote {folder}: the predictions for {len(found):,} products')
+    if stores.split == 'test':
+        path = storage.join(output_dir, submission.NAME)
+        submission.write(path, found.product_id, found.category_id, expected=stores.products)
+        print(
+            f'wrote {path}: {len(found):,} products; next: upload it to '
+            'https://www.kaggle.com/c/cdiscount-image-classification-challenge, or score it here with --solution'
+        )
+    else:
+        print(f'next: {_command(way.rule, stores)}')
+
+
+def _find_known(engine: Engine, stores: Stores, shards_dir: str, *, output_dir: str) -> Known:
+    sources = known_images.sources_for(stores.split)
+    print(f'looking for the pictures of {stores.split} in {" and ".join(sources)}', flush=True)
+    return known_images.find(engine, shards_dir, stores.split, sources=sources, output_dir=output_dir)
+
+
+def _say_known(found: Predictions, known: Known) -> None:
+    changed = int((found.category_id != found.likeliest[:, 0]).sum())
     print(
-        f'combining {manifest.images(split):,} rows of {manifest.products(split):,} products in {job.folder} '
-        f'({len(manifest.files)} files) by {", ".join(job.rules)}',
+        f'known images: of {len(found):,} products {_share(known.seen > 0)} have known pictures, {_share(found.known)} '
+        f'take their category; {changed:,} predictions change'
+    )
+
+
+def _share(chosen: np.ndarray) -> str:
+    return f'{chosen.sum():,} ({chosen.mean():.1%})'
+
+
+def _say_accuracy(rule: str, found: Predictions, solution: Solution | None, known: Known | None) -> None:
+    truth = solution.of(found.product_id) if solution else found.true_category_id
+    correct = found.category_id == truth
+    print(f'{rule}: accuracy {scores.accuracy(correct)}')
+    if not known:
+        return
+    network = found.likeliest[:, 0] == truth
+    print(f'  by the network {scores.accuracy(network)}')
+    print(f'  known images gain {scores.gain(correct, network)}')
+    for name, chosen in (('with known pictures', known.seen > 0), ('without', known.seen == 0)):
+        if chosen.any():
+            print(f'  {name}: {scores.accuracy(correct[chosen])}, by the network {scores.accuracy(network[chosen])}')
+
+
+def _compare(
+    engine: Engine, stores: Stores, ways: list[Mixture], solution: Solution | None, *, output_dir: str
+) -> None:
+    """Prints and writes the table of all rules."""
+    with storage.scratch(output_dir, 'combine') as scratch:
+        folders = {way.rule: storage.join(scratch, way.rule) for way in ways}
+        _reduce(engine, stores, ways, list(folders.values()))
+        first = predictions.read(folders['first'], ('product_id', 'pictures', 'true_category_id'))
+        truth = solution.of(first.product_id) if solution else first.true_category_id
+        correct = {
+            rule: predictions.read(folder, ['category_id']).category_id == truth for rule, folder in folders.items()
+        }
+    path = storage.join(output_dir, f'rules-{os.path.basename(stores.folders[0])}.csv')
+    _report_all(correct, first.pictures >= 2, path=path)
+    print(f'wrote {path}; next: {_command("product", stores)}')
+
+
+def _reduce(
+    engine: Engine, stores: Stores, ways: list[Mixture], folders: list[str], known: Known | None = None
+) -> None:
+    """Runs the job."""
+    rows = ' and '.join(f'{made.images(stores.split):,}' for made in stores.manifests)
+    print(
+        f'combining {rows} rows of {stores.products:,} products in {", ".join(stores.folders)} '
+        f'({len(stores.parts())} files) by {", ".join(way.rule for way in ways)}',
         flush=True,
     )
-    files = [file for file in manifest.files if file.products]
-    if not files:
-        raise InputError(f'{job.folder}: holds no product; make the logits again')
-    storage.make_folder(job.parts)
-    try:
-        engine.run(lambda pipeline: _build(pipeline, files, job))
-        predictions = rules.Predictions.concatenate([_read_part(job.part(file)) for file in files])
-    finally:
-        storage.remove(job.parts)
-    submission.check_products(predictions.product_id, expected=manifest.products(split))
-    return predictions
+    parts = stores.parts()
+    if known:
+        ends = np.cumsum([part.files[0].products for part in parts])[:-1]
+        category_id = np.where(known.label < 0, UNKNOWN, stores.label_map.ids[known.label])
+        pieces = zip(np.split(known.product_id, ends), np.split(category_id, ends), strict=True)
+        parts = [Part(part.files, piece) for part, piece in zip(parts, pieces, strict=True)]
+    reduction.run(engine, parts, Job(stores, ways, folders, known_images=known is not None))
 
 
-def _build(pipeline: beam.Pipeline, files: list[FileInfo], job: Job) -> None:
-    pipeline | 'Files' >> beam.Create(files) | 'Reduce' >> beam.Map(reduce_file, job)
+def _command(rule: str, stores: Stores) -> str:
+    """The command that combines the same models' test logits in the same way."""
+    folders = ','.join(mixture_file.of_split(folder, 'test') for folder in stores.folders)
+    flags_given = [flag for flag in (POWER, VIEWS, WEIGHTS, ACROSS) if FLAGS[flag.name].present]
+    given = ''.join(f' --{flag.name}={flag.value}' for flag in flags_given)
+    return f'python -m ensemble.combine --rule {rule}{given} --logits={folders}'
 
 
-def reduce_file(file: FileInfo, job: Job) -> None:
-    """Reduces one file of logits and writes its predictions as a part.
-
-    Raises:
-        InputError: the file is damaged.
-    """
-    with contextlib.suppress(RuntimeError):  # raised if TensorFlow has run in this process before
-        tf.config.set_visible_devices([], 'GPU')  # else each process would take all of the GPU's memory
-    chosen = [rules.find(name, power=job.power) for name in job.rules]
-    blocks = [rules.predict(rows, chosen) for rows in logits.read_shard(job.folder, file)]
-    with storage.atomic_writer(job.part(file)) as part:
-        np.savez(part, **vars(rules.Predictions.concatenate(blocks)))
-
-
-def _read_part(path: str) -> rules.Predictions:
-    with storage.open_read(path) as file, np.load(file) as arrays:
-        return rules.Predictions(**arrays)
-
-
-def _write_submission(predictions: rules.Predictions, manifest: Manifest, label_map: Categories, *, path: str) -> None:
-    category_id = label_map.ids[predictions.prediction[0]]
-    submission.write(path, predictions.product_id, category_id, expected=manifest.products('test'))
-    print(
-        f'wrote {path}: {len(category_id):,} products; next: upload it to '
-        'https://www.kaggle.com/c/cdiscount-image-classification-challenge, or score it here with --solution'
-    )
-
-
-def _table_name(manifest: Manifest) -> str:
-    tta = manifest.about['tta']
-    return f'rules-{manifest.about["split"]}{f"-tta{tta}" if tta > 1 else ""}.csv'
-
-
-def _report_all(names: tuple[str, ...], correct: np.ndarray, several: np.ndarray, *, path: str) -> None:
+def _report_all(correct: dict[str, np.ndarray], several: np.ndarray, *, path: str) -> None:
     """Prints and writes the comparison.
 
     Args:
-        names: R rules.
-        correct: bool [R, P].
+        correct: bool [P], by rule.
         several: bool [P], whether a product has two pictures or more.
         path: of the .csv file.
     """
-    table = [
-        (name, submission.accuracy(correct[row]), submission.accuracy(correct[row][several]))
-        for row, name in enumerate(names)
-    ]
+    table = [(name, scores.accuracy(one), scores.accuracy(one[several])) for name, one in correct.items()]
     print(
         f'{"rule":8}  {"accuracy":>8}  {"95 % interval":>16}  {"products":>10}  {"2+ pictures":>11}  {"products":>10}'
     )
@@ -203,7 +314,7 @@ def _report_all(names: tuple[str, ...], correct: np.ndarray, several: np.ndarray
             f'{name:8}  {every.value:8.4f}  {every.low:.4f} to {every.high:.4f}  {every.count:10,}'
             f'  {some.value:11.4f}  {some.count:10,}'
         )
-    gain = submission.gain(correct[names.index('product')][several], correct[names.index('first')][several])
+    gain = scores.gain(correct['product'][several], correct['first'][several])
     print(f'with two pictures or more, product gains {gain} over first')
     _write_table(table, path)
 
@@ -213,7 +324,7 @@ def _write_table(table: list[tuple[str, Score, Score]], path: str) -> None:
     rows = []
     for name, every, some in table:
         numbers = [f'{number:.6f}' for number in (every.value, every.low, every.high)]
-        rows.append([name, *numbers, every.count, f'{some.value:.6f}', some.count])
+        rows.append([name, *numbers, every.count, f'{some.value:.6f}' if some.count else '', some.count])
     tables.write(path, columns, rows)
 
 

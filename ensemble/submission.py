@@ -1,4 +1,4 @@
-"""Predictions -> Kaggle's submission.csv.gz, and what they are worth where the truth is known.
+"""Predictions -> Kaggle's submission.csv.gz, and the solution to score them with.
 
 Synopsis:
 
@@ -7,13 +7,12 @@ Synopsis:
 
     product_id, category_id = np.array([8, 5]), np.array([1000, 1010])
     submission.write('submission.csv.gz', product_id, category_id, expected=2)
-    print(submission.accuracy(category_id == np.array([1000, 1000])))
 """
 
 from __future__ import annotations
 
 import gzip
-import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,45 +23,25 @@ from pipeline.errors import InputError
 
 NAME = 'submission.csv.gz'
 COLUMNS = ('_id', 'category_id')
-Z_95 = 1.959964  # a normal variable is within this many standard deviations with probability 0.95
-
-
-@dataclass(frozen=True)
-class Score:
-    """A share, or a difference of two, with its 95 % interval; nan where there is nothing to count.
-
-    Attributes:
-        value: 0..1 (a difference: -1..1).
-        low: lower end of the interval.
-        high: upper end of the interval.
-        count: number of products.
-    """
-
-    value: float
-    low: float
-    high: float
-    count: int
-
-    def __str__(self) -> str:
-        return f'{self.value:.4f} (95 % interval {self.low:.4f} to {self.high:.4f}, {self.count:,} products)'
+LINES = 2**17  # as text at a time: 2.5 MB
 
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """The true labels of the test products, from solution.csv.
+    """The true categories of the test products, from solution.csv.
 
     Attributes:
         path: where it was read.
         product_id: int64 [n], ascending.
-        label: int64 [n], 0..C-1.
+        category_id: int64 [n].
     """
 
     path: str
     product_id: np.ndarray
-    label: np.ndarray
+    category_id: np.ndarray
 
-    def labels_of(self, product_id: np.ndarray) -> np.ndarray:
-        """The labels of predicted products: int64, in the order of `product_id` (int64, each once).
+    def of(self, product_id: np.ndarray) -> np.ndarray:
+        """The categories of predicted products: int64, in the order of `product_id` (int64, each once).
 
         Raises:
             InputError: the solution and the predictions are not of the same products.
@@ -79,7 +58,7 @@ class Solution:
                 f'{self.path}: must hold the {len(product_id):,} products predicted, {" and ".join(faults)}; '
                 'give the solution of this test set'
             )
-        return self.label[np.searchsorted(self.product_id, product_id)]
+        return self.category_id[np.searchsorted(self.product_id, product_id)]
 
 
 def check_products(product_id: np.ndarray, *, expected: int) -> None:
@@ -109,10 +88,11 @@ def write(path: str, product_id: np.ndarray, category_id: np.ndarray, *, expecte
     """
     check_products(product_id, expected=expected)
     order = np.argsort(product_id)
-    pairs = zip(product_id[order].tolist(), category_id[order].tolist(), strict=True)
-    text = '\n'.join([','.join(COLUMNS), *(f'{product},{category}' for product, category in pairs), ''])
     with storage.atomic_writer(path) as file, gzip.GzipFile(filename='', mode='wb', fileobj=file, mtime=0) as packed:
-        packed.write(text.encode())
+        packed.write(f'{",".join(COLUMNS)}\n'.encode())
+        for some in np.split(order, range(LINES, len(order), LINES)):
+            pairs = zip(product_id[some].tolist(), category_id[some].tolist(), strict=True)
+            packed.write(''.join(f'{product},{category}\n' for product, category in pairs).encode())
 
 
 def read_solution(path: str, label_map: Categories) -> Solution:
@@ -124,43 +104,16 @@ def read_solution(path: str, label_map: Categories) -> Solution:
     rows = tables.read(path, COLUMNS)
     found: dict[int, int] = {}
     for number, row in enumerate(rows, start=2):
-        if not (row[0].isdecimal() and row[1].isdecimal()):
+        if not all(re.fullmatch('[0-9]{1,18}', cell) for cell in row):  # 18 digits fit int64
             raise tables.bad_row(path, number, row, COLUMNS)
         if int(row[0]) in found:
             raise InputError(f'{path}: row {number} repeats product {row[0]}; each must stand once')
         found[int(row[0])] = int(row[1])
     product_id = np.array(list(found), np.int64)
-    label = label_map.labels(np.array(list(found.values()), np.int64))
+    category_id = np.array(list(found.values()), np.int64)
+    label = label_map.labels(category_id)
     if (label < 0).any():
         place = int(np.argmin(label))
         raise InputError(f'{path}: row {place + 2}: category {rows[place][1]} is none of the model')
     order = np.argsort(product_id)
-    return Solution(path, product_id[order], label[order])
-
-
-def accuracy(correct: np.ndarray) -> Score:
-    """The share of correct predictions (bool [P]) with Wilson's interval, which also holds near 0 and 1 and for few.
-
-    Source: E. B. Wilson, Journal of the American Statistical Association 22 (1927) 209-212.
-    """
-    count = len(correct)
-    if not count:
-        return Score(math.nan, math.nan, math.nan, 0)
-    share = float(correct.mean())
-    middle = share + Z_95**2 / (2 * count)
-    half = Z_95 * math.sqrt(share * (1 - share) / count + Z_95**2 / (4 * count**2))
-    scale = 1 + Z_95**2 / count
-    return Score(share, max((middle - half) / scale, 0.0), min((middle + half) / scale, 1.0), count)
-
-
-def gain(correct: np.ndarray, over: np.ndarray) -> Score:
-    """How much more accurate one rule is than another on the same products (bool [P] each).
-
-    The interval is of the mean of the paired differences, so it doesn't suffer from what is hard for both.
-    """
-    difference = correct.astype(float) - over
-    if len(difference) < 2:
-        return Score(math.nan, math.nan, math.nan, len(difference))
-    half = Z_95 * float(difference.std(ddof=1)) / math.sqrt(len(difference))
-    value = float(difference.mean())
-    return Score(value, value - half, value + half, len(difference))
+    return Solution(path, product_id[order], category_id[order])

@@ -49,14 +49,14 @@ class Evaluator:
     def __init__(self, model: AccumulatingModel, strategy: tf.distribute.Strategy, label_map: Categories) -> None:
         self.strategy = strategy
         self.classes = len(label_map)
-        prefixes = tf.constant(_prefixes(label_map))
+        levels = tf.constant(label_map.levels())
 
         def sums_of(images: Any, labels: Any, weights: Any) -> Any:
             """Sums over the batches of all replicas: loss, right at levels 1 to 3, images and hits by category."""
             logits = model.logits(images)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
             predicted = tf.argmax(logits, axis=1)
-            same = tf.gather(prefixes, predicted, axis=1) == tf.gather(prefixes, labels, axis=1)
+            same = tf.gather(levels, predicted, axis=1) == tf.gather(levels, labels, axis=1)
             right = weights * tf.cast(predicted == labels, tf.float32)
             sums = tf.concat(
                 [
@@ -111,12 +111,3 @@ def write_by_category(evaluation: Evaluation, label_map: Categories, path: str) 
         share = round(hits / images, 4) if images else ''
         rows.append((label, int(label_map.ids[label]), *label_map.names[label], images, share))
     tables.write(path, CATEGORY_COLUMNS, rows)
-
-
-def _prefixes(label_map: Categories) -> np.ndarray:
-    """int64 [3, C]: categories whose names are the same as far as level k have one number in row k - 1."""
-    rows = []
-    for depth in (1, 2, 3):
-        numbers: dict[tuple[str, ...], int] = {}
-        rows.append([numbers.setdefault(names[:depth], len(numbers)) for names in label_map.names])
-    return np.array(rows, np.int64)

@@ -1,10 +1,16 @@
-"""Per-image logits of a split, written shard by shard in the dataset's order."""
+"""Per-image logits of a split, written shard by shard in the dataset's order.
+
+Each shard of logits is noted in a journal as soon as it is finished, so that a prediction that was interrupted goes on
+with the missing ones: notes of the same weights, dataset and settings are checked and their shards kept.
+"""
 
 from __future__ import annotations
 
-import collections
 import hashlib
+import json
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -13,77 +19,168 @@ import tensorflow as tf
 
 from ensemble import logits
 from model.accumulate import AccumulatingModel
-from pipeline import dataset, manifest, program, storage
+from pipeline import categories, dataset, journal, manifest, program, storage
 from pipeline.augment import Augmentation
+from pipeline.categories import Categories
 from pipeline.dataset import Shards
 from pipeline.errors import InputError
+from pipeline.manifest import FileInfo
 
 # The views beside the plain picture vary as the paper's augmented training pictures do, whatever the model was trained
 # with: the paper's Table I has five views of both its configurations.
 VIEWS = Augmentation()
 
 
-def folder_of(run_dir: str, split: str, *, tta: int, best: bool = False) -> str:
-    """Where the logits of a split lie in a run; those of its best weights, not its last ones, have a folder apart."""
-    return storage.join(run_dir, 'logits', split + ('' if tta == 1 else f'-tta{tta}') + ('-best' if best else ''))
+@dataclass(frozen=True)
+class Options:
+    """What is predicted, and how.
+
+    Attributes:
+        split: val or test (or train).
+        batch_size: views at a time, over all replicas.
+        tta: views a picture; view 0 is the plain picture.
+        seed: of the other views.
+        top_k: how many of each row's logits are stored; 0: all.
+        best: whether the model is the run's best, not its last: its logits have a folder of their own.
+    """
+
+    split: str
+    batch_size: int
+    tta: int = 1
+    seed: int = 0
+    top_k: int = 0
+    best: bool = False
 
 
-def predict_split(
-    model: AccumulatingModel,
-    shards: Shards,
-    split: str,
-    *,
-    run_dir: str,
-    tta: int,
-    seed: int,
-    batch_size: int,
-    best: bool = False,
-) -> str:
-    """Writes the logits of every picture of a split; does nothing if they are there.
+def folder_of(run_dir: str, options: Options) -> str:
+    """Where these logits lie in a run."""
+    name = options.split + (f'-tta{options.tta}' if options.tta > 1 else '')
+    name += ('-best' if options.best else '') + (f'-top{options.top_k}' if options.top_k else '')
+    return storage.join(run_dir, 'logits', name)
+
+
+def predict_split(model: AccumulatingModel, shards: Shards, options: Options, *, run_dir: str) -> str:
+    """Writes the logits of every picture of a split, or those that are missing; says what it did.
+
+    The logits are written less each row's highest (see logits.Rows).
 
     Args:
         model: the trained model, made under the strategy in scope.
         shards: the dataset.
-        split: val or test (or train).
+        options: what is predicted, and how.
         run_dir: the run's folder.
-        tta: views a picture; view 0 is the plain picture.
-        seed: of the other views.
-        batch_size: views at a time, over all replicas.
-        best: whether the model is the run's best, not its last.
 
     Returns:
         The store's folder.
 
     Raises:
-        InputError: the model knows other categories than the shards hold.
+        InputError: the model knows other categories than the shards hold, or not more than top_k.
     """
     classes = model.classifier.output_shape[-1]
     if classes != len(shards.label_map):
         raise InputError(
             f'{run_dir}: its model has {classes} categories, the shards in {shards.folder} have {len(shards.label_map)}'
         )
-    folder = folder_of(run_dir, split, tta=tta, best=best)
-    identity: dict[str, Any] = {
+    if options.top_k >= classes:
+        raise InputError(f'--top_k={options.top_k}: there are only {classes} categories; 0 stores all their logits')
+    folder = folder_of(run_dir, options)
+    about: dict[str, Any] = {
+        'split': options.split,
+        'tta': options.tta,
+        'seed': options.seed if options.tta > 1 else 0,  # of no consequence to plain pictures
+        'top_k': options.top_k,
         'weights_digest': weights_digest(model.classifier),
         'dataset_digest': shards.manifest.digest(),
-        'seed': seed if tta > 1 else 0,  # of no consequence to plain pictures
     }
-    if _is_finished(folder, identity):
-        print(f'logits of {split} are in {folder} already')
-        return folder
-    storage.make_folder(folder)
-    files = []
-
-    @tf.function  # one for all shards: each would trace the network anew
-    def step(images: Any, draws: Any) -> Any:
-        return tf.cast(model.logits(images, draws, augmentation=VIEWS if tta > 1 else None), tf.float16)
-
-    with program.progress(total=shards.manifest.images(split) * tta, label=f'predict {split}', unit=' images') as bar:
-        for file in shards.manifest.of_split(split):
-            views = dataset.views(shards, file, batch_size=batch_size, tta=tta, seed=seed)
-            files.append(logits.write_shard(folder, file.name, _rows(step, views, bar), split=split))
-    logits.finish(folder, files, split=split, tta=tta, categories=shards.label_map, **identity)
+    # How a device adds up may hang on how many views it takes at a time. That is no reason to do a finished store anew.
+    views = options.batch_size // tf.distribute.get_strategy().num_replicas_in_sync
+    identity = json.dumps({**about, 'views_at_a_time': views}, sort_keys=True)
+    files = shards.manifest.of_split(options.split)
+    kept = _kept(folder, files, about, shards.label_map, identity=identity)
+    if storage.exists(storage.join(folder, manifest.NAME)):
+        print(f'logits of {options.split} are in {folder} already ({len(kept)} shards, checked)')
+    else:
+        print(f'predicting {options.split} into {folder}: {len(kept)} of {len(files)} shards kept', flush=True)
+        made = _predict(model, shards, options, folder=folder, kept=kept, identity=identity)
+        logits.finish(folder, made, categories=shards.label_map, **about)
+        rows, size = sum(file.images for file in made), sum(file.bytes for file in made)
+        products = sum(file.products for file in made)
+        print(f'wrote {folder}: {rows:,} rows of {products:,} products, {size / 1e6:,.1f} MB')
+    journal.end(folder)
+    journal.remove_stale(folder, logits.read_manifest(folder))
     return folder
+
+
+def _kept(
+    folder: str, files: tuple[FileInfo, ...], about: dict[str, Any], label_map: Categories, *, identity: str
+) -> dict[str, FileInfo]:
+    """The sound shards by name, which needn't be predicted again; removes a manifest unless all is as it was."""
+    path = storage.join(folder, manifest.NAME)
+    listed = _listed(folder, about)
+    if listed is None:
+        found = (journal.noted(folder, file.name, identity=identity) for file in files)
+        kept = {file.name: file for file in found if file}
+    else:
+        kept = {file.name: file for file in listed if journal.is_sound(folder, file)}
+        if len(kept) == len(files) and _has_categories(folder, label_map):
+            return kept
+        for file in kept.values():
+            journal.note(folder, file, identity=identity)
+    if storage.exists(path):
+        storage.remove(path)
+    return kept
+
+
+def _has_categories(folder: str, label_map: Categories) -> bool:
+    try:
+        return categories.read(folder).digest() == label_map.digest()
+    except InputError:
+        return False
+
+
+def _listed(folder: str, about: dict[str, Any]) -> tuple[FileInfo, ...] | None:
+    """The shards of the finished store in the folder; None if there is none of this identity."""
+    if not storage.exists(storage.join(folder, manifest.NAME)):
+        return None
+    try:
+        made = logits.read_manifest(folder, check_files=False)
+    except InputError as error:
+        print(f'{error}: done now')
+        return None
+    return made.files if all(made.about.get(name) == value for name, value in about.items()) else None
+
+
+def _predict(
+    model: AccumulatingModel, shards: Shards, options: Options, *, folder: str, kept: dict[str, FileInfo], identity: str
+) -> list[FileInfo]:
+    """Predicts the shards that aren't kept, and notes each as soon as it is finished."""
+    started, made = time.monotonic(), []
+    step = _step(model, plain=options.tta == 1)
+    total = shards.manifest.images(options.split) * options.tta
+    done = sum(file.images for file in kept.values())
+    unit = 'images' if options.tta == 1 else 'views'
+    # What is kept counts as done, but not for the rate.
+    with program.progress(total=total, initial=done, label=f'predict {options.split}', unit=f' {unit}') as bar:
+        for file in shards.manifest.of_split(options.split):
+            info = kept.get(file.name)
+            if not info:
+                views = dataset.views(shards, file, batch_size=options.batch_size, tta=options.tta, seed=options.seed)
+                rows = _rows(step, views, bar)
+                info = logits.write_shard(folder, file.name, rows, split=options.split, top_k=options.top_k)
+                journal.note(folder, info, identity=identity)
+            made.append(info)
+    seconds = time.monotonic() - started
+    print(f'{total - done:,} {unit} in {seconds:.0f} s: {(total - done) / seconds:,.0f} {unit}/s')
+    return made
+
+
+def halved(values: Any) -> Any:
+    """Logits float32 [n, C] in float16, less each row's highest.
+
+    No probability changes by that, and the best classes, which the rules must tell apart, lie near 0, where float16 is
+    finest. Rounded as they are, random logits of 5,270 classes would change 1 in 300 predictions (docs/results.md).
+    """
+    return tf.cast(values - tf.reduce_max(values, axis=1, keepdims=True), tf.float16)
 
 
 def weights_digest(classifier: keras.Model) -> str:
@@ -94,21 +191,14 @@ def weights_digest(classifier: keras.Model) -> str:
     return digest.hexdigest()
 
 
-def _is_finished(folder: str, identity: dict[str, Any]) -> bool:
-    """Whether a sound store of this identity is there; another, or a damaged one, is unmade before it is replaced."""
-    path = storage.join(folder, manifest.NAME)
-    if not storage.exists(path):
-        return False
-    try:
-        made = logits.read_manifest(folder)
-        if all(made.about.get(name) == value for name, value in identity.items()):
-            for file in made.files:
-                collections.deque(logits.read_shard(folder, file), maxlen=0)  # checks every checksum, at 3 GB/s
-            return True
-    except InputError as error:
-        print(f'{error}: done now')
-    storage.remove(path)
-    return False
+def _step(model: AccumulatingModel, *, plain: bool) -> Callable[..., Any]:
+    """Images and draws of a batch -> their logits, float16; one for all shards, each would trace the network anew."""
+
+    @tf.function
+    def step(images: Any, draws: Any) -> Any:
+        return halved(model.logits(images, draws, augmentation=None if plain else VIEWS))
+
+    return step
 
 
 def _rows(step: Callable[..., Any], views: tf.data.Dataset, bar: Any) -> Iterator[logits.Rows]:

@@ -1,7 +1,8 @@
 """Writes a finished run's per-image logits again: `python -m model.predict --run_dir=runs/latest --split=test --tta=5`
 
-With --tta=N each picture is seen in N views, the first of them as it is; the logits go to logits/SPLIT-ttaN. Logits of
-the same weights and shards that are there already are left as they are.
+With --tta=N each picture is seen in N views, the first of them as it is; the logits go to logits/SPLIT-ttaN. --top_k=K
+stores only the K highest logits of each row, into logits/SPLIT-topK. The same command goes on where it was interrupted:
+finished shards are checked and kept. Of a finished store it makes again what is damaged.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ BEST = flags.DEFINE_bool(
     'best', False, 'By the weights with the best validation accuracy, not the last ones; into logits/SPLIT-best.',
     flag_values=FLAGS,
 )  # fmt: skip
+TOP_K = flags.DEFINE_integer(
+    'top_k', 0, "How many of each row's logits are stored, 0: all. The 100 highest of 5,270 take 0.44 kB, not 10.6.",
+    lower_bound=0, flag_values=FLAGS,
+)  # fmt: skip
 MICRO_BATCH = flags.DEFINE_integer(
     'micro_batch', 64, 'Views that a device takes at a time.', lower_bound=1, flag_values=FLAGS
 )
@@ -40,17 +45,15 @@ def main(argv: list[str]) -> None:
     strategy = devices.strategy(STRATEGY.value)
     with strategy.scope():
         model = AccumulatingModel(runs.load_model(RUN_DIR.value, best=BEST.value), micro_batch=MICRO_BATCH.value)
-        folder = inference.predict_split(
-            model,
-            shards,
-            SPLIT.value,
-            run_dir=RUN_DIR.value,
+        options = inference.Options(
+            split=SPLIT.value,
+            batch_size=MICRO_BATCH.value * strategy.num_replicas_in_sync,
             tta=TTA.value,
             seed=SEED.value,
-            batch_size=MICRO_BATCH.value * strategy.num_replicas_in_sync,
+            top_k=TOP_K.value,
             best=BEST.value,
         )
-    print(f'the logits are in {folder}')
+        folder = inference.predict_split(model, shards, options, run_dir=RUN_DIR.value)
     print(f'next: python -m ensemble.combine --rule product --logits={folder}')
 
 

@@ -180,9 +180,8 @@ def main(argv: list[str]) -> None:
         model = _wrap(runs.load_model(RUN_DIR.value))
         batch_size = MICRO_BATCH.value * strategy.num_replicas_in_sync
         for name in PREDICT.value:
-            inference.predict_split(
-                model, shards, name, run_dir=RUN_DIR.value, tta=1, seed=SEED.value, batch_size=batch_size
-            )
+            options = inference.Options(split=name, batch_size=batch_size)
+            inference.predict_split(model, shards, options, run_dir=RUN_DIR.value)
     runs.point_latest(RUN_DIR.value)
     print(f'wrote {RUN_DIR.value} ({runs.MODEL_NAME}, history.csv, logits) in {time.monotonic() - started:.0f} s')
     print('next: python -m ensemble.combine --rule product')

@@ -41,6 +41,14 @@ class Categories:
         places = np.minimum(np.searchsorted(self.ids, category_ids), len(self.ids) - 1)
         return np.where(self.ids[places] == category_ids, places, -1).astype(np.int64)
 
+    def levels(self) -> np.ndarray:
+        """int64 [3, C]: categories whose names are the same as far as level k have one number in row k - 1."""
+        rows = []
+        for depth in (1, 2, 3):
+            numbers: dict[tuple[str, ...], int] = {}
+            rows.append([numbers.setdefault(names[:depth], len(numbers)) for names in self.names])
+        return np.array(rows, np.int64)
+
     def digest(self) -> str:
         """SHA-256 of the ids in order, in hexadecimal: what a model's outputs mean."""
         return hashlib.sha256(self.ids.astype('<i8').tobytes()).hexdigest()

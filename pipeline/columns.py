@@ -5,6 +5,7 @@ Synopsis:
     starts, ends = columns.record_places(data)
     products = columns.read(np.frombuffer(data, np.uint8), starts, ends)
     first_picture = data[products.starts[0] : products.ends[0]]
+    products, md5 = columns.read_md5(np.frombuffer(data, np.uint8), starts, ends)
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from pipeline import records
 
 HEAD_BYTES = 12  # of a frame, before its record: the length and the checksum of that
+MD5_BYTES = 16
 LENGTH_BYTES = 5  # of a length in protobuf's form, at most: a longer one could point back
 
 
@@ -73,7 +75,27 @@ def read(data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> Columns:
     Raises:
         ValueError: a record isn't a product's; records.decode() says which rule it breaks.
     """
-    features = {name: _Spans.none() for name in ('product_id', 'label', 'images')}
+    return _read(data, starts, ends, 'images')
+
+
+def read_md5(data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[Columns, np.ndarray]:
+    """As read(), for the MD5s of the pictures; pictures themselves are not looked at.
+
+    Returns:
+        the products, with `images`, `starts` and `ends` of their MD5s; and the MD5s, uint8 [sum of images, 16].
+
+    Raises:
+        ValueError: a record isn't a product's with MD5s.
+    """
+    found = _read(data, starts, ends, 'image_md5')
+    if not (found.ends - found.starts == MD5_BYTES).all():
+        raise ValueError(f'has an image_md5 of other than {MD5_BYTES} bytes')
+    return found, data[found.starts[:, None] + np.arange(MD5_BYTES)]
+
+
+def _read(data: np.ndarray, starts: np.ndarray, ends: np.ndarray, images: str) -> Columns:
+    """read(), of the pictures or what else is in a feature that has one byte string a picture."""
+    features = {name: _Spans.none() for name in ('product_id', 'label', images)}
     for message in _read_fields(data, _Spans(np.arange(len(starts)), starts, ends), 1):
         for entry in _read_fields(data, message, 1):
             name = _read_field(data, entry, 1)
@@ -84,7 +106,7 @@ def read(data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> Columns:
         if not np.array_equal(np.sort(found.owner), np.arange(len(starts))):
             raise ValueError(f'has not one {wanted}')
     pictures = _Spans.none()
-    for picture in _read_fields(data, _read_only_field(data, features['images'], 1), 1):
+    for picture in _read_fields(data, _read_only_field(data, features[images], 1), 1):
         pictures = pictures.and_those(picture, np.ones(len(picture.owner), bool))
     order = np.argsort(pictures.owner, kind='stable')
     return Columns(

@@ -17,7 +17,6 @@ from pipeline import program  # first: it quiets the logs of what is imported be
 import contextlib
 import dataclasses
 import hashlib
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -26,7 +25,7 @@ import apache_beam as beam
 import numpy as np
 from absl import flags
 
-from pipeline import beam_job, categories, manifest, plan, shards, split, storage
+from pipeline import beam_job, categories, journal, manifest, plan, shards, storage
 from pipeline.errors import CatalogueError, InputError
 
 FLAGS = program.flag_values()
@@ -78,7 +77,7 @@ def main(argv: list[str]) -> None:
     storage.make_folder(job.output_dir)
     shards.forget_plan(job)
     try:
-        with _shown_progress(job):
+        with program.watched(lambda: _progress(job), unit=' shards'):
             report = engine.run(lambda pipeline: _build(pipeline, job))
     except BaseException:
         with contextlib.suppress(InputError, OSError):  # the first error is the one to tell
@@ -91,7 +90,7 @@ def main(argv: list[str]) -> None:
         print('no shards were written; next: the same command without --plan_only')
         return
     made = manifest.read(job.output_dir, kind='shards', remedy='run pipeline.convert again')
-    _remove_stale(job.output_dir, made)
+    journal.remove_stale(job.output_dir, made)
     print(f'wrote {len(made.files)} shards and {manifest.NAME} to {job.output_dir}')
     print('next: python -m model.train --flagfile=noaug.flags')
 
@@ -170,40 +169,11 @@ def write_shard(shard: plan.Shard, _: shards.Plan, job: plan.Job) -> manifest.Fi
     return made
 
 
-@contextlib.contextmanager
-def _shown_progress(job: plan.Job) -> Iterator[None]:
-    """Shows how many shards are done, from the fifth second on."""
-    done = threading.Event()
-
-    def watch() -> None:
-        bar = None
-        while not done.wait(5 if bar is None else 1):
-            if bar is None:
-                bar = program.progress(total=0, label='read and plan', unit=' shards')
-            with contextlib.suppress(InputError, OSError):  # it is only a display
-                if not bar.total and shards.is_planned(job):
-                    bar.reset(shards.read_plan(job).shards)
-                    bar.set_description('write')
-                bar.update(shards.finished(job) - bar.n)
-        if bar is not None:
-            bar.close()
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join()
-
-
-def _remove_stale(output_dir: str, made: manifest.Manifest) -> None:
-    """Removes what earlier conversions left, and nothing else."""
-    listed = {file.name for file in made.files}
-    for name in storage.list_names(output_dir):
-        shard = split.parse_shard_name(name)
-        if storage.is_temporary(name) or (name not in listed and shard and shard[0] in split.SPLITS):
-            storage.remove(storage.join(output_dir, name))
+def _progress(job: plan.Job) -> tuple[str, int, int]:
+    """What is done at the moment, and how many shards of how many."""
+    if not shards.is_planned(job):
+        return 'read and plan', 0, 0
+    return 'write', shards.finished(job), shards.read_plan(job).shards
 
 
 def _print_plan(job: plan.Job) -> None:

@@ -21,8 +21,8 @@ from typing import Self
 
 import numpy as np
 
-from pipeline import columns, manifest, order, pictures, storage
-from pipeline.errors import InputError
+from pipeline import columns, manifest, order, pictures, shard_chunks, storage
+from pipeline.shard_chunks import Chunk
 
 READERS = 2  # chunks read at once; more of them only hold up the threads that decode
 REMOTE_READERS = 16  # where an answer takes its time
@@ -30,25 +30,7 @@ DECODERS = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else
 PIECE = 64  # pictures a thread decodes in one go: 6 ms
 AHEAD = 16  # chunks read ahead where nothing is shuffled: 18 MB
 Damages = list[tuple[int, str]]  # the place of each damaged picture in its batch, and what is wrong
-REMEDY = 'python -m tools.inspect_shards tells what is wrong with it; python -m pipeline.convert makes it again'
 TOLD = 10  # damaged pictures of which each is told; of more only the number, now and then
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A piece of a shard that can be read by itself: manifest.CHUNK_PRODUCTS products, or the last few.
-
-    Attributes:
-        path: the shard.
-        offset: its first byte.
-        bytes: its length.
-        rows: products or pictures in it, whichever the stream is made of.
-    """
-
-    path: str
-    offset: int
-    bytes: int
-    rows: int
 
 
 @dataclass(frozen=True)
@@ -220,16 +202,16 @@ class _Loader:
         data = self.memory.take(firsts[-1])
         _prefetch(chunks)
         pieces = [data.data[first : first + chunk.bytes] for first, chunk in zip(firsts, chunks, strict=False)]
-        places = list(self.readers.map(_read_chunk, chunks, pieces))
+        places = list(self.readers.map(shard_chunks.read, chunks, pieces))
         starts, ends = np.concatenate([one + first for one, first in zip(places, firsts, strict=False)], axis=1)
         try:
             found = columns.read(data, starts, ends)
         except ValueError:
             for chunk, piece, one in zip(chunks, pieces, places, strict=True):
-                _check_records(chunk, piece, one)
+                shard_chunks.check_records(chunk, piece, one)
             raise
         images = found.images if self.pictures_each is None else None
-        _check_rows(chunks, [one.shape[1] for one in places], images)
+        shard_chunks.check_rows(chunks, [one.shape[1] for one in places], images)
         return Rows((data.data,), _table(found, self.pictures_each))
 
 
@@ -241,45 +223,6 @@ def _prefetch(chunks: Sequence[Chunk]) -> None:
         offsets, lengths = np.array([(chunk.offset, chunk.bytes) for chunk in some]).T
         with storage.open_ranges(path) as file:
             file.prefetch(offsets, lengths)
-
-
-def _read_chunk(chunk: Chunk, memory: memoryview) -> np.ndarray:
-    """Fills memory with a chunk, and says where its records begin and end, int64 [2, n]."""
-    with storage.open_ranges(chunk.path) as file:
-        count = file.read_into(memory, chunk.offset)
-    if count < chunk.bytes:
-        end = chunk.offset + chunk.bytes
-        raise InputError(f'{chunk.path}: is cut off: ends before byte {end}, which the manifest tells of; {REMEDY}')
-    try:
-        return columns.record_places(memory, offset=chunk.offset)
-    except ValueError as error:
-        raise InputError(f'{chunk.path}: {error}; {REMEDY}') from None
-
-
-def _check_records(chunk: Chunk, memory: memoryview, places: np.ndarray) -> None:
-    """Raises the error of the first record that isn't a product's."""
-    for start, end in places.T:
-        try:
-            columns.read(np.frombuffer(memory, np.uint8), np.array([start]), np.array([end]))
-        except ValueError as error:
-            byte = chunk.offset + start - columns.HEAD_BYTES
-            raise InputError(f'{chunk.path}: the record at byte {byte} {error}; {REMEDY}') from None
-
-
-def _check_rows(chunks: Sequence[Chunk], products: Sequence[int], images: np.ndarray | None) -> None:
-    """Raises an error if a chunk has another number of rows than the manifest says.
-
-    Args:
-        chunks: these.
-        products: how many each has.
-        images: pictures of each product, if they are the rows.
-    """
-    rows = products if images is None else [one.sum() for one in np.split(images, np.cumsum(products)[:-1])]
-    for chunk, count in zip(chunks, rows, strict=True):
-        if count != chunk.rows:
-            kind = 'products' if images is None else 'pictures'
-            said = f'from byte {chunk.offset} on are {count} {kind}, not the {chunk.rows} that the manifest tells of'
-            raise InputError(f'{chunk.path}: {said}; {REMEDY}')
 
 
 def _table(found: columns.Columns, pictures_each: int | None) -> np.ndarray:

@@ -1,7 +1,8 @@
 """What a sharded dataset holds: one manifest.json a folder, written last, checked when read.
 
-Shards of pictures (pipeline.convert) and stores of logits (ensemble.logits) have the same manifest; `about` says what
-made them. Readers open only the files that the manifest lists, so stale files of an earlier run are never read.
+Shards of pictures (pipeline.convert), stores of logits (ensemble.logits) and of predictions (ensemble.predictions) have
+the same manifest; `about` says what made them. Readers open only the files that the manifest lists, so stale files of
+an earlier run are never read.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Manifest:
     """The files of a dataset and what made them.
 
     Attributes:
-        kind: shards or logits.
+        kind: shards, logits or predictions.
         about: what the files were made from and how: JSON values only.
         files: in order of name.
     """
@@ -90,7 +91,7 @@ def read(folder: str, *, kind: str, remedy: str, check_files: bool = True) -> Ma
 
     Args:
         folder: the dataset's folder.
-        kind: what the folder must hold: shards or logits.
+        kind: what the folder must hold: shards, logits or predictions.
         remedy: the command that makes it, for the error.
         check_files: whether all listed files must be there in their lengths.
 
@@ -109,7 +110,7 @@ def read(folder: str, *, kind: str, remedy: str, check_files: bool = True) -> Ma
         if (found, version) != (kind, FORMAT_VERSION):
             rule = f'holds {found} of format {version}, not {kind} of format {FORMAT_VERSION}'
             raise InputError(f'{path}: {rule}; make the {kind} again: {remedy}')
-        manifest = Manifest(kind, values['about'], tuple(_file_info(entry, kind) for entry in values['files']))
+        manifest = Manifest(kind, values['about'], tuple(_checked(entry, kind) for entry in values['files']))
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f'{path}: not a manifest ({error!r}); make the {kind} again: {remedy}') from None
     for entry in manifest.files if check_files else ():
@@ -129,21 +130,27 @@ def checksum(path: str) -> tuple[int, str]:
     return length, crc.hexdigest().decode()
 
 
-def _file_info(entry: dict[str, Any], kind: str) -> FileInfo:
-    """A file's entry as read.
+def file_info(entry: dict[str, Any]) -> FileInfo:
+    """A file's entry as it was read from JSON.
 
     Raises:
-        TypeError, ValueError: it isn't one, or its chunks aren't those of such a file.
+        TypeError, ValueError: it isn't one.
     """
     file = FileInfo(**entry)
     chunks = tuple((size, images) for size, images in file.chunks)
     if any(type(number) is not int or number < 0 for chunk in chunks for number in chunk):
         raise ValueError(f'{file.name}: chunks must be whole numbers')
-    found = len(chunks), sum(size for size, _ in chunks), sum(images for _, images in chunks)
+    return dataclasses.replace(file, chunks=chunks)
+
+
+def _checked(entry: dict[str, Any], kind: str) -> FileInfo:
+    """file_info(), and a ValueError where the chunks aren't those of such a file."""
+    file = file_info(entry)
+    found = len(file.chunks), sum(size for size, _ in file.chunks), sum(images for _, images in file.chunks)
     listed = -(-file.products // CHUNK_PRODUCTS), file.bytes, file.images
     if kind == 'shards' and found != listed:
         raise ValueError(f'{file.name}: chunks, their bytes and images are {found}, must be {listed}')
-    return dataclasses.replace(file, chunks=chunks)
+    return file
 
 
 def _to_json(manifest: Manifest) -> bytes:

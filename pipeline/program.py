@@ -18,12 +18,14 @@ several. Exit codes: 0 done, 1 bad input, 2 bad usage, 75 try again, 130 interru
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 from absl import flags
@@ -36,6 +38,8 @@ from pipeline.errors import InputError, TemporaryError
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 # Beam notes at every import that Google's cloud clients aren't installed; nothing here uses them.
 logging.getLogger().addFilter(lambda record: 'apitools not found' not in str(record.msg))
+
+WATCHED_AFTER = 5  # seconds; nobody needs to see how shorter work goes on
 
 
 def flag_values() -> flags.FlagValues:
@@ -116,3 +120,36 @@ def progress(items: Iterable[Any] | None = None, *, total: float, label: str, un
     """
     interval = 0.2 if sys.stderr.isatty() else 10
     return tqdm(items, total=total, desc=label, unit=unit, unit_scale=True, mininterval=interval, ncols=120, **options)
+
+
+@contextlib.contextmanager
+def watched(look: Callable[[], tuple[str, int, int]], *, unit: str) -> Iterator[None]:
+    """Shows how far work in other processes has come, once it takes longer than WATCHED_AFTER.
+
+    Args:
+        look: says what is done at the moment, how much of it, and of how much (0 if that isn't known yet).
+        unit: of both.
+    """
+    done = threading.Event()
+
+    def watch() -> None:
+        bar = None
+        while not done.wait(WATCHED_AFTER if bar is None else 1):
+            with contextlib.suppress(InputError, OSError):  # it is only a display
+                label, count, total = look()
+                if bar is None:
+                    bar = progress(total=total, label=label, unit=unit)
+                if bar.total != total:
+                    bar.reset(total)
+                bar.set_description_str(label, refresh=False)
+                bar.update(count - bar.n)
+        if bar is not None:
+            bar.close()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()

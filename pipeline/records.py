@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
 import google_crc32c
+import numpy as np
 
 MD5_HEAD = b'\n\x10'  # before each MD5 in a list of byte strings: field 1, 16 bytes
 
@@ -131,7 +132,7 @@ def skip_frames(file: BinaryIO, count: int) -> None:
         file.seek(length + 4, 1)
 
 
-def masked_crc(data: bytes) -> bytes:
+def masked_crc(data: bytes | np.ndarray) -> bytes:
     """CRC32C as TFRecord files store it: rotated by 15 bits and moved by a constant; 4 bytes."""
     crc = google_crc32c.value(data)
     return (((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32).to_bytes(4, 'little')

@@ -16,12 +16,10 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from pipeline import bson_stream, categories, manifest, plan, records, split, storage
+from pipeline import bson_stream, categories, journal, manifest, plan, records, split, storage
 from pipeline.errors import InputError
 
-JOURNAL = '.journal'  # folder beside the shards: the plan and a note for each finished shard; gone once all is done
-PLAN = 'plan'
-NOTE = '.json'  # after a shard's name: the note that it is finished
+PLAN = 'plan'  # in the journal's folder, which is gone once all is done
 PLACES = '.places'  # the journal's files of places, one a split: PLACE [n], in the order in which they are written
 PRODUCTS = 4 * manifest.CHUNK_PRODUCTS  # read at a time: 4 MB
 REJECTED = 'rejected.jsonl'  # beside the shards: a line for each document that was left out
@@ -47,7 +45,7 @@ class Plan:
 
 def note_places(made: plan.Split, job: plan.Job) -> None:
     """Notes where the products of a split stand: too much to be handed from process to process."""
-    storage.make_folder(storage.join(job.output_dir, JOURNAL))
+    storage.make_folder(storage.join(job.output_dir, journal.FOLDER))
     with storage.atomic_writer(_places_path(made.total.split, job)) as file:
         for shard in made.shards:
             file.write(made.places[shard.start : shard.stop].tobytes())
@@ -100,7 +98,7 @@ def begin(job: plan.Job, totals: list[plan.Total], rejected: list[plan.Rejected]
             )
     if not any(total.split == 'train' for total in totals):
         raise InputError(f'{job.source(0)}: holds no product that can be used; get the file again')
-    storage.make_folder(storage.join(job.output_dir, JOURNAL))
+    storage.make_folder(storage.join(job.output_dir, journal.FOLDER))
     with storage.atomic_writer(_in_journal(PLAN, job)) as file:
         file.write(json.dumps(dataclasses.asdict(made)).encode())
     if not job.plan_only:
@@ -132,10 +130,10 @@ def read_plan(job: plan.Job) -> Plan:
 
 def forget_plan(job: plan.Job) -> None:
     """Removes the plan from the journal; the notes on finished shards stay, for the next run."""
-    folder = storage.join(job.output_dir, JOURNAL)
+    folder = storage.join(job.output_dir, journal.FOLDER)
     names = storage.list_names(folder)
     for name in names:
-        if not _is_note(name):
+        if not journal.is_note(name):
             storage.remove(storage.join(folder, name))
     if names and not finished(job):
         storage.remove(folder)
@@ -146,16 +144,12 @@ def end(job: plan.Job) -> None:
     if job.plan_only:
         forget_plan(job)
     else:
-        storage.remove(storage.join(job.output_dir, JOURNAL))
+        journal.end(job.output_dir)
 
 
 def finished(job: plan.Job) -> int:
     """How many shards of the conversion that is under way are done."""
-    return sum(map(_is_note, storage.list_names(storage.join(job.output_dir, JOURNAL))))
-
-
-def _is_note(name: str) -> bool:
-    return name.endswith(NOTE) and not storage.is_temporary(name)
+    return sum(map(journal.is_note, storage.list_names(storage.join(job.output_dir, journal.FOLDER))))
 
 
 def write_shard(shard: plan.Shard, job: plan.Job) -> tuple[manifest.FileInfo, bool]:
@@ -169,17 +163,15 @@ def write_shard(shard: plan.Shard, job: plan.Job) -> tuple[manifest.FileInfo, bo
     """
     places = _places(shard, job)
     identity = _identity(places, job)
-    firsts = range(0, len(places), manifest.CHUNK_PRODUCTS)
-    images = np.add.reduceat(places['images'], firsts, dtype=np.int64).tolist()
-    kept = _noted(shard.name, identity, len(images), job)
-    lengths, crc = kept or _write(shard, places, identity, job)
-    chunks = tuple(zip(lengths, images, strict=True))
-    info = manifest.FileInfo(shard.name, shard.split, len(places), sum(images), sum(lengths), crc, chunks)
-    return info, kept is not None
+    kept = journal.noted(job.output_dir, shard.name, identity=identity)
+    if kept:
+        return kept, True
+    made = _write(shard, places, job)
+    journal.note(job.output_dir, made, identity=identity)
+    return made, False
 
 
-def _write(shard: plan.Shard, places: np.ndarray, identity: str, job: plan.Job) -> tuple[list[int], str]:
-    """Writes a shard and notes that it is finished; gives the bytes of each chunk, and the checksum."""
+def _write(shard: plan.Shard, places: np.ndarray, job: plan.Job) -> manifest.FileInfo:
     lengths, checksum = [], google_crc32c.Checksum()
     with storage.atomic_writer(storage.join(job.output_dir, shard.name)) as file:
         for framed in _framed_chunks(shard, places, job):
@@ -187,10 +179,11 @@ def _write(shard: plan.Shard, places: np.ndarray, identity: str, job: plan.Job) 
             storage.begin_sync(file)
             checksum.update(framed)
             lengths.append(len(framed))
+    firsts = range(0, len(places), manifest.CHUNK_PRODUCTS)
+    images = np.add.reduceat(places['images'], firsts, dtype=np.int64).tolist()
+    chunks = tuple(zip(lengths, images, strict=True))
     crc = checksum.hexdigest().decode()
-    with storage.atomic_writer(_in_journal(shard.name + NOTE, job)) as file:
-        file.write(json.dumps({'identity': identity, 'chunks': lengths, 'crc32c': crc}).encode())
-    return lengths, crc
+    return manifest.FileInfo(shard.name, shard.split, len(places), sum(images), sum(lengths), crc, chunks)
 
 
 def _framed_chunks(shard: plan.Shard, places: np.ndarray, job: plan.Job) -> Iterator[bytes]:
@@ -227,27 +220,7 @@ def _identity(places: np.ndarray, job: plan.Job) -> str:
 
 
 def _in_journal(name: str, job: plan.Job) -> str:
-    return storage.join(job.output_dir, JOURNAL, name)
-
-
-def _noted(name: str, identity: str, chunks: int, job: plan.Job) -> tuple[list[int], str] | None:
-    """The bytes of each chunk and the checksum as noted, if the shard is of this identity and still has these bytes.
-
-    A note that is damaged itself, or has another number of chunks, counts as none.
-    """
-    path = storage.join(job.output_dir, name)
-    if not (storage.exists(_in_journal(name + NOTE, job)) and storage.exists(path)):
-        return None
-    with storage.open_read(_in_journal(name + NOTE, job)) as file:
-        text = file.read()
-    try:
-        note = json.loads(text)
-        known, lengths, crc = note['identity'], note['chunks'], note['crc32c']
-        made = sum(lengths), crc
-    except (ValueError, KeyError, TypeError):
-        return None
-    same = known == identity and len(lengths) == chunks and manifest.checksum(path) == made
-    return (lengths, crc) if same else None
+    return storage.join(job.output_dir, journal.FOLDER, name)
 
 
 def finish(planned: Plan, infos: list[manifest.FileInfo], job: plan.Job) -> None:

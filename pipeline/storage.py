@@ -11,6 +11,7 @@ import io
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -20,6 +21,7 @@ import numpy as np
 from pipeline import remote
 from pipeline.errors import InputError
 
+LEFT_OVER_NS = 24 * 3600 * 10**9  # in a temporary folder of a running program something is made sooner
 _sync_file_range = getattr(ctypes.CDLL(None), 'sync_file_range', None)  # Linux
 
 
@@ -195,6 +197,23 @@ def atomic_path(path: str) -> Iterator[str]:
         if isinstance(error, OSError) and error.errno and not error.filename:  # a full disk is told without the file
             raise OSError(error.errno, error.strerror, path) from None
         raise
+
+
+@contextlib.contextmanager
+def scratch(folder: str, name: str) -> Iterator[str]:
+    """The path of a folder for temporary files, which goes at the end; what killed programs left a day ago goes too."""
+    for other in list_names(folder):
+        path = join(folder, other)
+        if is_temporary(other) and other.endswith(f'-{name}') and not is_remote(path):
+            with contextlib.suppress(FileNotFoundError):  # gone meanwhile
+                if time.time_ns() - modified_ns(path) > LEFT_OVER_NS:
+                    remove(path)
+    made = join(folder, f'.tmp-{uuid.uuid4().hex}-{name}')
+    try:
+        yield made
+    finally:
+        if exists(made):
+            remove(made)
 
 
 def is_temporary(name: str) -> bool:

@@ -7,6 +7,7 @@ Synopsis:
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,20 +23,30 @@ COUNTS = (1, 3, 2, 4, 1, 1, 2)  # pictures of the products, in turn
 
 def write(folder: Path, *, train: int, val: int = 0, shards: int = 1) -> dataset.Shards:
     """A dataset of so many products, each split in so many shards, each picture another one; ids are 3n + 1."""
-    folder.mkdir(exist_ok=True)
+    numbers = {'train': np.arange(train), 'val': np.arange(train, train + val)}
+    products = {
+        name: [[_product(number, name) for number in some.tolist()] for some in np.array_split(all_numbers, shards)]
+        for name, all_numbers in numbers.items()
+        if len(all_numbers)
+    }
+    write_products(folder, products)
+    return dataset.open_shards(str(folder))
+
+
+def write_products(folder: Path, products: Mapping[str, Sequence[Sequence[Product]]]) -> None:
+    """A dataset of the products of each split and shard."""
+    folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for name, numbers in (('train', np.arange(train)), ('val', np.arange(train, train + val))):
-        for index, some in enumerate(np.array_split(numbers, shards) if len(numbers) else []):
-            products = [_product(number, name) for number in some.tolist()]
-            encoded, images = [records.encode(one) for one in products], [len(one.images) for one in products]
-            data, path = records.frame(encoded), folder / split.shard_name(name, index, shards)
+    for name, shards in products.items():
+        for index, some in enumerate(shards):
+            encoded, images = [records.encode(one) for one in some], [len(one.images) for one in some]
+            data, path = records.frame(encoded), folder / split.shard_name(name, index, len(shards))
             path.write_bytes(data)
             table = chunks.table(encoded, images, chunk_products=manifest.CHUNK_PRODUCTS)
-            files.append(FileInfo(path.name, name, len(products), sum(images), len(data), 'unchecked', table))
+            files.append(FileInfo(path.name, name, len(some), sum(images), len(data), 'unchecked', table))
     label_map = categories.Categories(np.arange(CATEGORIES) + 1000, (('A', 'B', 'C'),) * CATEGORIES)
     categories.write(label_map, str(folder))
     manifest.write(Manifest('shards', {}, tuple(files)), str(folder))
-    return dataset.open_shards(str(folder))
 
 
 def _product(number: int, name: str) -> Product:

@@ -68,10 +68,12 @@ def test_a_documented_command_is_understood(command, monkeypatch):
     module, *arguments = shlex.split(command)
     runs_beam = module in ('pipeline.convert', 'ensemble.combine')
     flag_values = importlib.import_module(module).FLAGS
-    takes_words = module == 'tools.bench'
+    takes_words = module in ('tools.bench', 'tools.report')
     rest = program.parse(flag_values, [module, *arguments], doc='', pass_through=runs_beam or takes_words)
-    if takes_words:
+    if module == 'tools.bench':
         assert set(rest) <= set(bench.PARTS)
+    if module == 'tools.report':
+        assert rest and all(word.startswith('runs/') for word in rest)
     if runs_beam:
         beam_job.engine(rest)
 

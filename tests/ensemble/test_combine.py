@@ -14,11 +14,15 @@ import numpy as np
 import pytest
 from absl import flags
 
-from ensemble import combine, logits
+from ensemble import combine, logits, predictions
 from ensemble.logits import Rows
+from pipeline import dataset
 from pipeline.categories import Categories
 from pipeline.categories import write as write_categories
 from pipeline.errors import InputError
+from pipeline.records import Product
+from tests import shards
+from tests.ensemble import stores
 
 # Product 7 has three pictures, in sixteenths: product and mean say B, first and max say A (see test_rules.py). Product
 # 3 says A and is A, product 5 says C but is A.
@@ -51,8 +55,16 @@ def run(run_dir: Path, *words: str, split: str = 'test') -> None:
     combine.main(['combine', f'--logits={run_dir}/logits/{split}', '--runner=FnApiRunner', *words])
 
 
-def names_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+def made_in(folder: Path) -> list[str]:
+    """The files that were made there beside the logits."""
+    paths = [path.relative_to(folder) for path in folder.rglob('*') if path.is_file()]
+    return sorted(str(path) for path in paths if path.parts[0] != 'logits')
+
+
+def predictions_of(split: str) -> list[str]:
+    """The files of the predictions: none for a file of logits without products."""
+    files = [f'{split}-{number:05}-of-00003.parquet' for number in (0, 2)]
+    return [f'predictions/{split}/{name}' for name in ('manifest.json', *files)]
 
 
 def submission_of(folder: Path) -> str:
@@ -62,9 +74,10 @@ def submission_of(folder: Path) -> str:
 def test_test_logits_become_a_submission_in_the_runs_folder(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(run_dir)
     assert submission_of(run_dir) == '_id,category_id\n3,1000\n5,1020\n7,1010\n'
-    assert names_in(run_dir) == ['logits', 'submission.csv.gz']
-    first, last = capsys.readouterr().out.splitlines()
-    assert first == f'combining 5 rows of 3 products in {run_dir}/logits/test (3 files) by product'
+    assert made_in(run_dir) == [*predictions_of('test'), 'submission.csv.gz']
+    first, made, last = capsys.readouterr().out.splitlines()
+    assert first == f'combining 5 rows of 3 products in {run_dir}/logits/test (2 files) by product'
+    assert made == f'wrote {run_dir}/predictions/test: the predictions for 3 products'
     assert last.startswith(f'wrote {run_dir}/submission.csv.gz: 3 products; next: upload it to https://www.kaggle.com/')
 
 
@@ -85,23 +98,23 @@ def test_the_rule_decides(run_dir: Path, words: list[str], category: int) -> Non
 
 def test_output_dir_says_where(run_dir: Path, tmp_path: Path) -> None:
     run(run_dir, f'--output_dir={tmp_path}/new/folder')
-    assert names_in(tmp_path / 'new' / 'folder') == ['submission.csv.gz']
-    assert names_in(run_dir) == ['logits']
+    assert made_in(tmp_path / 'new' / 'folder') == [*predictions_of('test'), 'submission.csv.gz']
+    assert made_in(run_dir) == []
 
 
 def test_with_a_solution_the_submission_is_scored_too(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(run_dir, f'--solution={run_dir.parents[1]}/solution.csv')
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == 'product: accuracy 0.6667 (95 % interval 0.2077 to 0.9385, 3 products)'
-    assert names_in(run_dir) == ['logits', 'submission.csv.gz']
+    assert lines[1] == 'product: accuracy 0.6667 (95 % interval 0.0000 to 1.0000, 3 products)'
+    assert made_in(run_dir) == [*predictions_of('test'), 'submission.csv.gz']
 
 
-def test_val_logits_are_scored_and_nothing_is_written(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_val_logits_are_scored_and_their_predictions_written(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(run_dir, '--rule=first', split='val/')
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == 'first: accuracy 0.3333 (95 % interval 0.0615 to 0.7923, 3 products)'
-    assert lines[2].endswith(f'next: python -m ensemble.combine --rule first --logits={run_dir}/logits/test')
-    assert names_in(run_dir) == ['logits']
+    assert lines[1] == 'first: accuracy 0.3333 (95 % interval 0.0000 to 1.0000, 3 products)'
+    assert lines[3] == f'next: python -m ensemble.combine --rule first --logits={run_dir}/logits/test'
+    assert made_in(run_dir) == predictions_of('val')
 
 
 @pytest.mark.parametrize('split', ['val', 'test'])
@@ -126,10 +139,10 @@ def test_all_rules_are_compared_in_one_reading(run_dir: Path, capsys: pytest.Cap
         f'wrote {run_dir}/rules-{split}.csv; '
         f'next: python -m ensemble.combine --rule product --logits={run_dir}/logits/test'
     )
-    assert names_in(run_dir) == ['logits', f'rules-{split}.csv']
+    assert made_in(run_dir) == [f'rules-{split}.csv']
     table = (run_dir / f'rules-{split}.csv').read_text().splitlines()
     assert table[0] == 'rule,accuracy,low,high,products,accuracy_2_pictures,products_2_pictures'
-    assert table[2] == 'product,0.666667,0.207660,0.938508,3,1.000000,1'
+    assert table[2] == 'product,0.666667,0.000000,1.000000,3,1.000000,1'
     assert len(table) == 8
 
 
@@ -146,12 +159,13 @@ def test_several_processes_give_the_same_submission(run_dir: Path) -> None:
         text=True,
         check=False,
     )
-    # TensorFlow 2.21 notes its own start on stderr, whatever TF_CPP_MIN_LOG_LEVEL says.
-    notes = [line for line in done.stderr.splitlines() if not re.match(r'WARNING: All log messages|[IE]\d{4} ', line)]
+    # TensorFlow 2.21 notes its own start on stderr, whatever TF_CPP_MIN_LOG_LEVEL says; and there may be progress.
+    unheeded = r'WARNING: All log messages|[IE]\d{4} |combine: |$'
+    notes = [line for line in re.split('[\r\n]+', done.stderr) if not re.match(unheeded, line)]
     assert (done.returncode, notes) == (0, [])
     assert done.stdout.splitlines()[-1].startswith('wrote runs/latest/submission.csv.gz: 3 products; next: ')
     assert (run_dir / 'submission.csv.gz').read_bytes() == expected
-    assert names_in(run_dir) == ['logits', 'submission.csv.gz']
+    assert made_in(run_dir) == [*predictions_of('test'), 'submission.csv.gz']
 
 
 @pytest.mark.parametrize(
@@ -163,26 +177,38 @@ def test_several_processes_give_the_same_submission(run_dir: Path) -> None:
         (['--rule=all'], 'test', '--rule all needs labels.*--solution=data/solution.csv'),
         (['--solution=x.csv'], 'val', r'--solution=x\.csv is for the test set, these logits are of val; leave it out'),
         (['--solution=none.csv'], 'test', 'none.csv: no such file'),
+        (['--weights=none.json'], 'test', 'none.json: no such file'),
+        (['--fit=val', '--rule=all'], 'test', '--fit finds the weights of one rule; leave out --fit or --rule=all'),
+        (['--fit=val', '--weights=1'], 'test', '--fit finds the weights of one rule; leave out --fit or --weights'),
+        (['--known_images', '--fit=val'], 'val', '--fit=val on logits of val only fits; leave out --known_images'),
+        (['--known_images', '--rule=all'], 'val', '--rule=all compares .* alone; leave out --known_images'),
     ],
 )
 def test_what_the_user_can_mend_is_one_line(run_dir: Path, words: list[str], split: str, message: str) -> None:
+    (run_dir / 'submission.csv.gz').write_bytes(b'of an earlier combination')
     with pytest.raises(InputError, match=message) as caught:
         run(run_dir, *words, split=split)
     assert '\n' not in str(caught.value)
-    assert names_in(run_dir) == ['logits']
+    assert made_in(run_dir) == ['submission.csv.gz'], 'only what may be interrupted removes the one there is'
 
 
 def test_a_flag_that_nobody_knows_is_refused(run_dir: Path) -> None:
     with pytest.raises(flags.Error, match='unknown flag --roule'):
         run(run_dir, '--roule=mean')
-    assert names_in(run_dir) == ['logits']
+    assert made_in(run_dir) == []
 
 
-def test_a_solution_of_other_products_is_refused_and_nothing_is_written(run_dir: Path, tmp_path: Path) -> None:
+def test_a_solution_of_other_products_is_refused_and_no_submission_written(run_dir: Path, tmp_path: Path) -> None:
     (tmp_path / 'other.csv').write_text(SOLUTION + '9,1000\n')
-    with pytest.raises(InputError, match=r'must hold the 3 products predicted, has besides 1 \(the first is 9\)'):
+    with pytest.raises(InputError, match='other.csv: has 4 products, the logits 3; give the solution of this test set'):
         run(run_dir, f'--solution={tmp_path}/other.csv')
-    assert names_in(run_dir) == ['logits']
+    assert made_in(run_dir) == []
+    (tmp_path / 'other.csv').write_text(SOLUTION.replace('3,1000', '9,1000'))
+    with pytest.raises(
+        InputError, match=r'must hold .*, lacks 1 \(the first is 3\) and has besides 1 \(the first is 9\)'
+    ):
+        run(run_dir, f'--solution={tmp_path}/other.csv')
+    assert made_in(run_dir) == predictions_of('test')
 
 
 def test_damage_found_by_a_worker_is_one_line_and_leaves_nothing(run_dir: Path) -> None:
@@ -192,7 +218,7 @@ def test_damage_found_by_a_worker_is_one_line_and_leaves_nothing(run_dir: Path) 
     path.write_bytes(data)
     with pytest.raises(InputError, match=r'test-00002\S+: record 0 is damaged \(a wrong checksum\); make .* again$'):
         run(run_dir)
-    assert names_in(run_dir) == ['logits']
+    assert made_in(run_dir) == []
 
 
 def test_a_file_cut_short_is_seen_before_the_job(run_dir: Path) -> None:
@@ -219,7 +245,7 @@ def test_a_store_without_products_is_refused(tmp_path: Path, label_map: Categori
     )
     with pytest.raises(InputError, match='logits/test: holds no product; make the logits again'):
         run(tmp_path)
-    assert names_in(tmp_path) == ['logits']
+    assert made_in(tmp_path) == []
 
 
 def test_a_product_in_two_shards_is_refused(
@@ -233,7 +259,7 @@ def test_a_product_in_two_shards_is_refused(
     )
     with pytest.raises(InputError, match='product 5 is predicted more than once'):
         run(tmp_path)
-    assert names_in(tmp_path) == ['logits']
+    assert made_in(tmp_path) == []
 
 
 def test_help_shows_the_rules(capsys: pytest.CaptureFixture[str]) -> None:
@@ -241,3 +267,134 @@ def test_help_shows_the_rules(capsys: pytest.CaptureFixture[str]) -> None:
         combine.main(['combine', '--help'])
     shown = capsys.readouterr().out
     assert 'mean, product, rms, median, power, max, first, or all to compare them' in shown
+
+
+def known_run(tmp_path: Path, split: str) -> tuple[Path, Path]:
+    """Shards, and a run whose network says label 0 of every product of a split; files 0 and 2 have products."""
+    held_out = {
+        11: (b'known', b'new'),  # of label 2 in train
+        12: (b'new too',),
+        13: (b'of two labels',),
+        14: (b'in val',),  # of label 3 in val only
+    }
+    products = [Product(number, -1 if split == 'test' else 1002, -1 if split == 'test' else 2, split, images)
+                for number, images in held_out.items()]  # fmt: skip
+    made = {
+        'train': [
+            [Product(1, 1002, 2, 'train', (b'known',)), Product(2, 1001, 1, 'train', (b'of two labels', b'x'))],
+            [Product(3, 1002, 2, 'train', (b'of two labels',))],
+        ],
+        'val': [[Product(4, 1003, 3, 'val', (b'in val',))]],
+    }
+    if split == 'test':
+        made['test'] = [products[:3], [], products[3:]]
+    else:
+        made['val'] = [products[:3], [], products[3:]]
+    shards.write_products(tmp_path / 'shards', made)
+    opened = dataset.open_shards(str(tmp_path / 'shards'))
+    rows: list[Rows | None] = []
+    for some in made[split]:
+        number = np.array([one.product_id for one in some for _ in one.images], np.int64)
+        picture = np.array([place for one in some for place in range(len(one.images))], np.int64)
+        label = np.array([one.label for one in some for _ in one.images], np.int64)
+        values = np.eye(1, len(opened.label_map), dtype=np.float16).repeat(len(number), axis=0)
+        rows.append(Rows(number, picture, 0 * number, label, values) if some else None)
+    folder = tmp_path / 'runs' / 'one' / 'logits' / split
+    stores.write(folder, rows, opened.label_map, dataset_digest=opened.manifest.digest())
+    return tmp_path / 'shards', folder.parents[1]
+
+
+def test_test_products_take_the_category_that_their_pictures_are_known_by(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, made = known_run(tmp_path, 'test')
+    run(made, '--known_images', f'--shards_dir={folder}')
+    assert submission_of(made) == '_id,category_id\n11,1002\n12,1000\n13,1000\n14,1003\n'
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == 'looking for the pictures of test in train and val'
+    assert lines[2] == (
+        'known images: of 4 products 3 (75.0%) have known pictures, 2 (50.0%) take their category; 2 predictions change'
+    )
+    found = predictions.read(str(made / 'predictions' / 'test'))
+    assert found.known.tolist() == [True, False, False, True]
+    assert found.probability[found.known].tolist() == [1, 1]
+    assert found.likeliest[:, 0].tolist() == [1000] * 4
+    run(made, f'--shards_dir={folder}')
+    assert submission_of(made) == '_id,category_id\n11,1000\n12,1000\n13,1000\n14,1000\n'
+
+
+def test_on_val_only_training_pictures_are_known_and_accuracy_is_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, made = known_run(tmp_path, 'val')
+    run(made, '--known_images', f'--shards_dir={folder}', split='val')
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == 'looking for the pictures of val in train'
+    assert lines[2].startswith('known images: of 4 products 2 (50.0%) have known pictures, 1 (25.0%) take their')
+    assert lines[3].startswith('product: accuracy 0.2500 ')
+    assert lines[4].startswith('  by the network 0.0000 ')
+    assert lines[5].startswith('  known images gain 0.2500 ')
+    assert re.fullmatch(r'  with known pictures: 0\.5000 \(.* 2 products\), by the network 0\.0000 .*', lines[6])
+    assert re.fullmatch(r'  without: 0\.0000 \(.* 2 products\), by the network 0\.0000 .*', lines[7])
+
+
+def test_known_images_of_other_shards_are_refused(run_dir: Path, tmp_path: Path) -> None:
+    shards.write(tmp_path / 'shards', train=3)
+    with pytest.raises(InputError, match='shards: not the shards that the logits were made from; name those as'):
+        run(run_dir, '--known_images', f'--shards_dir={tmp_path}/shards')
+    assert made_in(run_dir) == []
+
+
+def test_train_has_no_known_images(tmp_path: Path) -> None:
+    folder, made = known_run(tmp_path, 'val')
+    (made / 'logits' / 'val').rename(made / 'logits' / 'train')
+    path = made / 'logits' / 'train' / 'manifest.json'
+    path.write_text(path.read_text().replace('"split": "val"', '"split": "train"'))
+    with pytest.raises(InputError, match='known images of train would be its own; give logits of val or test'):
+        run(made, '--known_images', f'--shards_dir={folder}', split='train')
+
+
+def test_several_runs_are_combined_beside_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    label_map = stores.label_map(5)
+    folders = [
+        stores.write(
+            tmp_path / 'runs' / name / 'logits' / 'test',
+            [stores.random_rows(40, 5, seed=seed, labels=False)],
+            label_map,
+        )
+        for seed, name in enumerate('ab')
+    ]
+    combine.main(['combine', f'--logits={",".join(folders)}', '--weights=0,1', '--runner=FnApiRunner'])
+    assert (tmp_path / 'runs' / 'ensemble' / 'submission.csv.gz').is_file()
+    run(tmp_path / 'runs' / 'b')
+    assert submission_of(tmp_path / 'runs' / 'ensemble') == submission_of(tmp_path / 'runs' / 'b')
+    said = capsys.readouterr().out
+    assert said.startswith(f'combining 103 and 103 rows of 40 products in {folders[0]}, {folders[1]} (1 files)')
+
+
+@pytest.mark.parametrize(
+    ('weights', 'message'),
+    [
+        ('1,2', '--weights has 2 numbers for 1 stores of logits; give one for each'),
+        ('heavy', "--weights must be numbers with commas between, or a mixture.json, are 'heavy'"),
+        ('-1', 'weights must be 0 or more, and one of them above 0; they are -1'),
+        ('0', 'weights must be 0 or more, and one of them above 0; they are 0'),
+        ('nan', 'weights must be 0 or more, and one of them above 0; they are nan'),
+    ],
+)
+def test_weights_that_say_nothing_are_refused(run_dir: Path, weights: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        run(run_dir, f'--weights={weights}')
+    assert made_in(run_dir) == []
+
+
+def test_views_first_may_decide_otherwise(tmp_path: Path) -> None:
+    """Of the first picture there are four views that say 0, of the others one that says 1 (max of means, by power)."""
+    strong, weak = [2, 0], [0, 1.5]
+    values = np.array([strong] * 4 + [weak] * 3, np.float16)
+    picture = np.array([0, 0, 0, 0, 1, 2, 3])
+    rows = Rows(np.full(7, 5), picture, np.array([0, 1, 2, 3, 0, 0, 0]), np.full(7, -1), values)
+    stores.write(tmp_path / 'run' / 'logits' / 'test', [rows], stores.label_map(2))
+    for views, category in (('pooled', 1000), ('nested', 1010)):
+        run(tmp_path / 'run', '--rule=mean', f'--views={views}')
+        assert submission_of(tmp_path / 'run') == f'_id,category_id\n5,{category}\n'

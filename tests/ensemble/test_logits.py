@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,8 +79,8 @@ def test_the_bytes_do_not_depend_on_the_batches(tmp_path: Path, batch: int) -> N
         ([BLOCK_ROWS - 1, 1, 1], [BLOCK_ROWS, 1]),
         ([BLOCK_ROWS + 1, 1], [BLOCK_ROWS + 1, 1]),  # a product is never cut, however large
         ([1, BLOCK_ROWS + 1], [1, BLOCK_ROWS + 1]),
-        ([4] * 600, [1024, 1024, 352]),
-        ([3] * 700, [1023, 1023, 54]),
+        ([4] * 150, [256, 256, 88]),
+        ([3] * 180, [255, 255, 30]),
         ([], []),
     ],
 )
@@ -175,12 +176,12 @@ def test_a_file_cut_short_is_seen_wherever_it_ends(tmp_path: Path) -> None:
 
 
 def test_the_damaged_record_is_named_and_those_before_it_are_read(tmp_path: Path) -> None:
-    info = logits.write_shard(str(tmp_path), NAME, rows_of([1] * 3000), split='val')
+    info = logits.write_shard(str(tmp_path), NAME, rows_of([1] * (2 * BLOCK_ROWS + 100)), split='val')
     intact = bytearray((tmp_path / NAME).read_bytes())
     intact[-100] ^= 1
     (tmp_path / NAME).write_bytes(intact)
     blocks = logits.read_shard(str(tmp_path), info)
-    assert [len(next(blocks)), len(next(blocks))] == [1024, 1024]
+    assert [len(next(blocks)), len(next(blocks))] == [BLOCK_ROWS, BLOCK_ROWS]
     with pytest.raises(InputError, match='record 2 is damaged .a wrong checksum.; make the logits again'):
         next(blocks)
 
@@ -220,6 +221,7 @@ def test_a_finished_store_tells_what_it_holds(tmp_path: Path, label_map: Categor
         'label_map_digest': label_map.digest(),
         'dataset_digest': 'd',
         'seed': 0,
+        'top_k': 0,
         'categories': 3,
     }
     assert [file.name for file in manifest.files] == sorted(names)
@@ -231,9 +233,96 @@ def test_a_finished_store_tells_what_it_holds(tmp_path: Path, label_map: Categor
         ('runs/noaug/logits/val', 'python -m model.predict --run_dir=runs/noaug --split=val'),
         ('runs/latest/logits/test/', 'python -m model.predict --run_dir=runs/latest --split=test'),
         ('/a/b/logits/test-tta5', 'python -m model.predict --run_dir=/a/b --split=test --tta=5'),
+        ('runs/a/logits/val-best', 'python -m model.predict --run_dir=runs/a --split=val --best'),
+        ('runs/a/logits/val-top9', 'python -m model.predict --run_dir=runs/a --split=val --top_k=9'),
+        (
+            'runs/a/logits/val-tta5-best-top100',
+            'python -m model.predict --run_dir=runs/a --split=val --tta=5 --top_k=100 --best',
+        ),
         ('elsewhere', 'python -m model.predict --run_dir=runs/latest --split=test'),
     ],
 )
-def test_without_a_finished_store_the_error_names_the_command_that_makes_it(folder: str, command: str) -> None:
+def test_without_a_finished_store_the_error_names_the_command_that_makes_it(
+    folder: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=re.escape(command) + '$'):
         logits.read_manifest(folder)
+
+
+# Only the highest logits.
+
+
+def stored(tmp_path: Path, values: list[list[float]] | np.ndarray, top_k: int) -> np.ndarray:
+    """What is read of logits of which only the highest were stored, one row a product."""
+    array = np.array(values, np.float16)
+    index = np.arange(len(array))
+    rows = Rows(index, index * 0, index * 0, index * 0, array)
+    (block,) = read(tmp_path, logits.write_shard(str(tmp_path), NAME, rows, split='val', top_k=top_k))
+    assert same(dataclasses.replace(block, logits=array), rows)
+    return block.logits
+
+
+def test_the_classes_left_out_share_what_is_left(tmp_path: Path) -> None:
+    found = stored(tmp_path, [[3, 1, 1, 0], [-2, 5, 7, 5]], top_k=1)
+    first, second = math.log((2 * math.e + 1) / 3), math.log((2 * math.exp(5) + math.exp(-2)) / 3)
+    np.testing.assert_allclose(found, [[3, first, first, first], [second, second, 7, second]], rtol=1e-3)
+    found = stored(tmp_path, [[3, 1, 2, 0, 0]], top_k=3)
+    np.testing.assert_array_equal(found, [[3, 1, 2, 0, 0]])  # nothing is lost where those left out are equal
+
+
+@pytest.mark.parametrize('top_k', [1, 2, 50, 299])
+def test_those_kept_are_as_they_were_with_the_same_probability(tmp_path: Path, top_k: int) -> None:
+    values = np.random.default_rng(top_k).normal(scale=4, size=(40, 300)).astype(np.float16)
+    found = stored(tmp_path, values, top_k)
+    highest = np.argsort(-values, axis=1, kind='stable')[:, :top_k]
+    np.testing.assert_array_equal(np.take_along_axis(found, highest, 1), np.take_along_axis(values, highest, 1))
+    np.testing.assert_array_equal(found.argmax(axis=1), values.argmax(axis=1))
+    for got, expected in zip(found.astype(float), values.astype(float), strict=True):
+        assert np.logaddexp.reduce(got) == pytest.approx(np.logaddexp.reduce(expected), abs=2e-3)
+
+
+def test_among_equals_the_lowest_label_is_kept(tmp_path: Path) -> None:
+    stored(tmp_path, [[1, 5, 5, 0, 5]], top_k=2)
+    (record,) = tf.data.TFRecordDataset(str(tmp_path / NAME))
+    features = {name: tf.io.FixedLenFeature([], tf.string) for name in ('labels', 'logits', 'rest', 'classes')}
+    example = {name: value.numpy() for name, value in tf.io.parse_single_example(record, features).items()}
+    assert np.frombuffer(example['labels'], '<u2').tolist() == [1, 2]
+    assert np.frombuffer(example['logits'], '<f2').tolist() == [5, 5]
+    assert np.frombuffer(example['rest'], '<f4') == pytest.approx(math.log(math.e + 1 + math.exp(5)))
+    assert np.frombuffer(example['classes'], '<i8').tolist() == [5]
+    for value in (2.5, 6e-8, -6e-8):  # the last two are lost in float32 beside log(61)
+        assert (stored(tmp_path, np.full((3, 61), value), top_k=7).argmax(axis=1) == 0).all()
+
+
+@pytest.mark.parametrize('value', [65504, -65504, 0])
+def test_the_share_of_the_rest_is_finite_in_half_precision(tmp_path: Path, value: float) -> None:
+    np.testing.assert_array_equal(stored(tmp_path, [[value] * 9], top_k=4), np.full((1, 9), value, np.float16))
+    found = stored(tmp_path, [[65504, -65504, -65504]], top_k=1)
+    np.testing.assert_array_equal(found, [[65504, -65504, -65504]])
+
+
+@pytest.mark.parametrize(('classes', 'label_bytes'), [(65_535, 2), (65_536, 2), (65_537, 4)])
+def test_labels_take_two_bytes_as_long_as_they_fit(tmp_path: Path, classes: int, label_bytes: int) -> None:
+    values = np.zeros((1, classes))
+    values[0, -3:] = 1, 2, 3
+    sizes = []
+    for top_k in (3, 103):
+        np.testing.assert_array_equal(stored(tmp_path, values, top_k), values.astype(np.float16))
+        sizes.append((tmp_path / NAME).stat().st_size)
+    assert sizes[1] - sizes[0] == pytest.approx(100 * (2 + label_bytes), abs=8)  # protobuf's lengths grow too
+
+
+def test_the_bytes_of_the_highest_do_not_depend_on_the_batches(tmp_path: Path) -> None:
+    rows = rows_of([1, 2, 3, 4] * 150, classes=20)
+    parts = (rows[start : start + 7] for start in range(0, len(rows), 7))
+    logits.write_shard(str(tmp_path), 'parts', parts, split='val', top_k=5)
+    logits.write_shard(str(tmp_path), 'whole', rows, split='val', top_k=5)
+    assert (tmp_path / 'parts').read_bytes() == (tmp_path / 'whole').read_bytes()
+
+
+@pytest.mark.parametrize('top_k', [2, 3])
+def test_all_classes_or_more_are_not_the_highest(tmp_path: Path, top_k: int) -> None:
+    with pytest.raises(ValueError, match=f'top_k must be less than the 2 classes, is {top_k}'):
+        logits.write_shard(str(tmp_path), NAME, rows_of([1, 2]), split='val', top_k=top_k)
+    assert list(tmp_path.iterdir()) == []

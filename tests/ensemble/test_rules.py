@@ -1,21 +1,22 @@
-"""The rules: against tables worked out by hand, against float64, and against the law of reductions."""
+"""The rules: against tables worked out by hand, against float64, and against their algebra."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from ensemble import rules
 from ensemble.logits import Rows
-from ensemble.rules import Rule, State
+from ensemble.rules import Products
 from pipeline.errors import InputError
+from tests.ensemble import reference
 
 A, B, C = 0, 1, 2
-NO_TIES = 1e-4  # float32 decides between scores that differ by less at random
+each_way = pytest.mark.parametrize('views', rules.VIEWS)
 
 # Three pictures, in sixteenths:  A   B   C
 THREE = [(12, 3, 1),
@@ -52,96 +53,118 @@ TABLE = [
     ('max', TWO, A, 8 / 22),
     ('first', TWO, A, 8 / 16),
 ]
+# THREE as two views of one picture and one of another, the views first:
+NESTED = [
+    # 16, 13, 3 of 32 and 2, 18, 12 of 32: 18, 31, 15 of 64
+    ('mean', B, 31 / 64),
+    # 48, 30, 2 of 80 times 1, 9, 6: as if pooled
+    ('product', B, 270 / 330),
+    # roots of 160, 109, 5: shares 0.4995, 0.4123, 0.0883; with 1, 9, 6 of 16: 0.5034, 0.6974, 0.3853 of 1.5860
+    ('rms', B, 0.6974 / 1.5860),
+    # of two, the middle ones are both, twice: as the mean
+    ('median', B, 31 / 64),
+    # 12, 10, 2 of 24 and 1, 9, 6 of 16, in 48ths: 24, 27, 18 of 69, where pooled it is A
+    ('max', B, 27 / 69),
+    ('first', A, 12 / 16),
+]
 
 
-def one_product(values: np.ndarray) -> Rows:
-    """Logits [k, C] as the pictures of one product."""
-    index = np.arange(len(values))
-    return Rows(index * 0 + 7, index, index * 0, index * 0 - 1, values.astype(np.float16))
+def confident_rows(counts: Sequence[int], classes: int, *, seed: int, views: int = 1) -> Rows:
+    """One class of each row at +100, the others far below."""
+    rows = reference.random_rows(counts, classes, seed=seed, spread=8, views=views)
+    rows.logits[np.arange(len(rows)), np.random.default_rng(seed).integers(0, min(classes, 4), len(rows))] = 100
+    return rows
 
 
-def random_rows(counts: Sequence[int], classes: int, *, seed: int) -> Rows:
-    generator = np.random.default_rng(seed)
-    product = np.repeat(np.arange(len(counts)), counts)
-    index = np.concatenate([np.arange(count) for count in counts])
-    values = generator.normal(scale=4, size=(len(product), classes)).astype(np.float16)
-    return Rows(product, index, product * 0, product % classes, values)
+def tolerance(rows: Rows, name: str, power: float) -> float:
+    """How far float32 may be off in the log of a score."""
+    finite = np.where(np.isfinite(rows.logits), rows.logits, 0).astype(float)
+    size = np.abs(finite).max()
+    if name == 'product':  # a sum as large as its terms together
+        size *= np.bincount(np.unique(rows.product_id, return_inverse=True)[1]).max()
+    # A sum of k powers is rounded to 6e-8 of itself, which its root magnifies by 1 / power.
+    return 1e-5 + 1e-7 * size + (1e-6 / power if name == 'power' else 0)
 
 
-def reference(values: np.ndarray, rule: str, *, power: float = 0.1) -> np.ndarray:
-    """Normalised log scores float64 [C] of one product's logits [k, C], in log space throughout."""
-
-    def log_sum(array: np.ndarray, axis: int) -> np.ndarray:
-        return np.logaddexp.reduce(array, axis=axis, keepdims=True)
-
-    log_q = values.astype(float) - log_sum(values.astype(float), 1)
-    ordered = np.sort(log_q, axis=0)
-    middle = ordered[[(len(values) - 1) // 2, len(values) // 2]]
-    scores = {
-        'mean': log_sum(log_q, 0)[0],
-        'product': log_q.sum(axis=0),
-        'rms': log_sum(2 * log_q, 0)[0] / 2,
-        'median': log_sum(middle, 0)[0],
-        'power': log_sum(power * log_q, 0)[0] / power,
-        'max': ordered[-1],
-        'first': log_q[0],
-    }[rule]
-    return scores - log_sum(scores, 0)
-
-
-def check_against_reference(rows: Rows, *, power: float = 0.1) -> None:
-    names = rules.names()
-    found = rules.predict(rows, [rules.find(name, power=power) for name in names])
-    assert found.prediction.shape == found.probability.shape == (7, len(found.product_id))
-    for place, product in enumerate(found.product_id):
-        values = rows.logits[rows.product_id == product]
-        for row, name in enumerate(names):
-            expected = reference(values, name, power=power)
-            winner = found.prediction[row, place]
-            assert expected[winner] > expected.max() - NO_TIES, (name, product)
-            assert found.probability[row, place] == pytest.approx(math.exp(expected.max()), rel=2e-4), (name, product)
+def check_against_reference(rows: Rows, views: str) -> None:
+    products = Products(rows)
+    for name, power in reference.EVERY:
+        found = rules.likeliest(rules.combine(products, rules.find(name, power=power), views=views))
+        expected = reference.log_probabilities(rows, name, power=power, views=views)
+        reference.check(*found, expected, tolerance(rows, name, power))
+        reference.check_ties(found[0], rows.logits)
 
 
 @pytest.mark.parametrize(('rule', 'pictures', 'winner', 'probability'), TABLE)
 def test_each_rule_gives_what_is_worked_out_by_hand(
     make_rows: Callable[..., Rows], rule: str, pictures: list, winner: int, probability: float
 ) -> None:
-    found = rules.predict(make_rows([(7, 0, pictures)]), [rules.find(rule)])
-    assert found.prediction.tolist() == [[winner]]
+    labels, probabilities = rules.likeliest(rules.combine(Products(make_rows([(7, 0, pictures)])), rules.find(rule)))
+    assert labels[0, 0] == winner
     # Logits in float16 are rounded to 1/2048 of their size, so the probabilities to about 1/1000 of theirs.
-    assert found.probability[0, 0] == pytest.approx(probability, rel=2e-3)
+    assert probabilities[0, 0] == pytest.approx(probability, rel=2e-3)
 
 
+@pytest.mark.parametrize(('rule', 'winner', 'probability'), NESTED)
+def test_nested_takes_the_views_of_each_picture_first(
+    make_rows: Callable[..., Rows], rule: str, winner: int, probability: float
+) -> None:
+    rows = make_rows([(7, 0, THREE)])
+    rows.image_index[:], rows.view[:] = [0, 0, 1], [0, 1, 0]
+    labels, probabilities = rules.likeliest(rules.combine(Products(rows), rules.find(rule), views='nested'))
+    assert (labels[0, 0], probabilities[0, 0]) == (winner, pytest.approx(probability, rel=2e-3))
+
+
+@each_way
 @pytest.mark.parametrize('rule', rules.names())
-def test_of_one_picture_every_rule_gives_its_probabilities(make_rows: Callable[..., Rows], rule: str) -> None:
-    found = rules.predict(make_rows([(7, 2, [(2, 5, 9)])]), [rules.find(rule)])
-    assert (found.prediction[0, 0], found.probability[0, 0]) == (C, pytest.approx(9 / 16, rel=1e-3))
+def test_of_one_picture_every_rule_gives_its_probabilities(
+    make_rows: Callable[..., Rows], rule: str, views: str
+) -> None:
+    products = Products(make_rows([(7, 2, [(2, 5, 9)])]))
+    labels, probabilities = rules.likeliest(rules.combine(products, rules.find(rule), views=views))
+    assert labels.tolist() == [[C, B, A]]
+    np.testing.assert_allclose(probabilities, [[9 / 16, 5 / 16, 2 / 16]], rtol=1e-3)
+    assert (labels.dtype, probabilities.dtype) == (np.int64, np.float32)
 
 
 def test_each_product_is_reduced_by_itself_in_the_order_given(make_rows: Callable[..., Rows]) -> None:
-    rows = make_rows([(9, 2, [(1, 2, 5)]), (4, 1, THREE), (6, 0, TWO), (5, 0, [(5, 2, 1)])])
-    found = rules.predict(rows, [rules.find('max'), rules.find('product')])
-    assert found.product_id.tolist() == [9, 4, 6, 5]
-    assert found.label.tolist() == [2, 1, 0, 0]
-    assert found.pictures.tolist() == [1, 3, 2, 1]
-    assert found.prediction.tolist() == [[C, A, A, A], [C, B, B, A]]
-    assert (found.prediction.dtype, found.probability.dtype) == (np.int64, np.float32)
+    products = Products(make_rows([(9, 2, [(1, 2, 5)]), (4, 1, THREE), (6, 0, TWO), (5, -1, [(5, 2, 1)])]))
+    assert products.product_id.tolist() == [9, 4, 6, 5]
+    assert products.label.tolist() == [2, 1, 0, -1]
+    assert products.pictures.tolist() == [1, 3, 2, 1]
+    for name, winners in (('max', [C, A, A, A]), ('product', [C, B, B, A])):
+        assert rules.likeliest(rules.combine(products, rules.find(name)))[0][:, 0].tolist() == winners
 
 
-@pytest.mark.parametrize('classes', [1, 2, 50])
-def test_random_logits_agree_with_float64(classes: int) -> None:
-    check_against_reference(random_rows([1, 2, 3, 4, 5, 20, 1, 80, 2, 2, 7], classes, seed=classes))
+def test_views_of_a_picture_count_as_one_picture() -> None:
+    rows = reference.random_rows([1, 6, 5, 40], 3, seed=0, views=20)
+    assert Products(rows).pictures.tolist() == [1, 1, 1, 2]
+    assert Products(reference.random_rows([5, 4, 1, 2], 3, seed=0, views=2)).pictures.tolist() == [3, 2, 1, 1]
 
 
-@pytest.mark.parametrize('power', [0.001, 0.1, 1, 3, 1000])
-def test_every_power_agrees_with_float64(power: float) -> None:
-    rows = random_rows([1, 2, 3, 4] * 5, 20, seed=1)
-    found = rules.predict(rows, [rules.find('power', power=power)])
-    for place in range(20):
-        expected = reference(rows.logits[rows.product_id == place], 'power', power=power)
-        # A sum of k powers is rounded to 6e-8 of itself, which its root magnifies by 1 / power.
-        assert found.probability[0, place] == pytest.approx(math.exp(expected.max()), rel=1e-4 + 1e-6 / power)
-        assert expected[found.prediction[0, place]] > expected.max() - NO_TIES - 1e-6 / power
+@each_way
+@pytest.mark.parametrize('spread', [1, 10, 100])
+def test_random_logits_agree_with_float64(spread: float, views: str) -> None:
+    counts = np.random.default_rng(1).integers(1, 9, size=250).tolist()  # with pictures of one view and of two
+    check_against_reference(reference.random_rows(counts, 21, seed=int(spread), spread=spread, views=2), views)
+
+
+@each_way
+@pytest.mark.parametrize('make', [reference.random_rows, confident_rows])
+def test_four_pictures_of_twenty_views_agree_with_float64(make: Callable[..., Rows], views: str) -> None:
+    check_against_reference(make([80, 61, 80, 1, 20], 33, seed=2, views=20), views)
+
+
+@each_way
+@pytest.mark.parametrize('make', [reference.random_rows, confident_rows])
+def test_all_of_kaggles_categories_agree_with_float64(make: Callable[..., Rows], views: str) -> None:
+    check_against_reference(make([1, 2, 3, 4, 8], 5270, seed=3, views=2), views)
+
+
+@each_way
+@pytest.mark.parametrize('classes', [1, 2, 4, 5, 6])
+def test_few_classes_agree_with_float64(classes: int, views: str) -> None:
+    check_against_reference(reference.random_rows([1, 2, 3, 4, 7], classes, seed=classes, views=2), views)
 
 
 def spikes(*labels: int, height: float, classes: int = 6) -> np.ndarray:
@@ -149,24 +172,40 @@ def spikes(*labels: int, height: float, classes: int = 6) -> np.ndarray:
     return np.where(np.arange(classes) == np.array(labels)[:, np.newaxis], 0.0, -height)
 
 
+OUT = -math.inf
 ADVERSARIAL = {
     'one sure picture': spikes(3, height=1000),
     'sure and agreed': spikes(3, 3, 3, height=1000),
     'sure and opposed': spikes(4, 2, height=1000),
     'two against one': spikes(4, 2, 4, height=1000),
     'all differ': spikes(5, 4, 3, 2, height=1000),
-    'as far apart as float16 allows': spikes(5, 1, 1, height=60000) + 5000,
+    'as far apart as float16 allows': spikes(5, 1, 1, height=2 * 65504) + 65504,
+    'the same, and all differ': spikes(3, 2, 1, height=2 * 65504) + 65504,
     'all equal': np.full((3, 6), 17.0),
     'all zero': np.zeros((4, 6)),
-    'a class out of the question once': np.array([[0.0, 1, 2, 3, 4, -1000], [0, 1, 2, 3, -1000, 5]]),
+    'all as high as float16 allows': np.full((80, 6), 65504.0),
+    'a class almost ruled out once': np.array([[0.0, 1, 2, 3, 4, -1000], [0, 1, 2, 3, -1000, 5]]),
+    'a class ruled out once': np.array([[0.0, 1, 2, 3, 4, OUT], [0, 1, 2, 3, OUT, 5]]),
+    'one class left': np.array([[OUT, OUT, OUT, 0, OUT, OUT]] * 3),
+    'two pictures rule out all classes': spikes(4, 2, height=math.inf),
+    'three pictures rule out all classes twice': spikes(4, 2, 3, height=math.inf),
+    'two views rule out all classes, a picture does not': np.array([[OUT, 0, OUT], [1, OUT, OUT], [0, 1, 3.0]]),
     'four pictures of twenty views, all sure': spikes(*[2, 3, 2, 4] * 20, height=1000),
     'eighty views that know next to nothing': np.tile(np.array([[0.0, 0.01, 0, 0, 0, 0]]), (80, 1)),
+    # q of the order of 1e-38, and q^2: label 2 is above label 1 by terms that are 0 in float32.
+    'seventy-nine views below float32': np.array([[0, -82.6875, -82.875]] + [[0, -100, -87.375]] * 79),
+    'seventy-nine squares below float32': np.array([[0, -41.34375, -41.4375]] + [[0, -50, -43.6875]] * 79),
 }
 
 
+@each_way
 @pytest.mark.parametrize('case', ADVERSARIAL)
-def test_adversarial_logits_agree_with_float64(case: str) -> None:
-    check_against_reference(one_product(ADVERSARIAL[case]))
+def test_adversarial_logits_agree_with_float64(case: str, views: str) -> None:
+    rows = reference.rows_of(ADVERSARIAL[case], views=20 if len(ADVERSARIAL[case]) == 80 else 1 + ('views' in case))
+    check_against_reference(rows, views)
+    # Beside a product of two views a picture, so that the views of all are reduced first.
+    other = reference.random_rows([4], rows.logits.shape[1], seed=1, views=2)
+    check_against_reference(Rows.concatenate([rows, other]), views)
 
 
 @pytest.mark.parametrize(
@@ -178,6 +217,10 @@ def test_adversarial_logits_agree_with_float64(case: str) -> None:
         ('all differ', 'product', 2, 1 / 4),  # every probability is below exp(-2000)
         ('all differ', 'median', 0, 1 / 6),  # each is 0 to three pictures: the median is exp(-1000) for all
         ('all equal', 'rms', 0, 1 / 6),
+        ('one class left', 'power', 3, 1),
+        ('two pictures rule out all classes', 'product', 0, 1 / 6),  # no score is left: all classes are alike
+        ('two pictures rule out all classes', 'mean', 2, 1 / 2),
+        ('three pictures rule out all classes twice', 'median', 0, 1 / 6),
         ('four pictures of twenty views, all sure', 'product', 2, 1),  # by exp(20 * 1000) over 3 and 4
         ('four pictures of twenty views, all sure', 'max', 2, 1 / 3),
         ('four pictures of twenty views, all sure', 'first', 2, 1),
@@ -187,92 +230,50 @@ def test_adversarial_logits_agree_with_float64(case: str) -> None:
 def test_nothing_underflows_and_the_lowest_label_wins_a_tie(
     case: str, rule: str, winner: int, probability: float
 ) -> None:
-    found = rules.predict(one_product(ADVERSARIAL[case]), [rules.find(rule)])
-    assert found.prediction[0, 0] == winner
-    assert found.probability[0, 0] == pytest.approx(probability, rel=1e-3)
+    scores = rules.combine(Products(reference.rows_of(ADVERSARIAL[case])), rules.find(rule))
+    labels, probabilities = rules.likeliest(scores)
+    assert (labels[0, 0], probabilities[0, 0]) == (winner, pytest.approx(probability, rel=1e-3))
 
 
-def test_power_becomes_product_when_small_and_max_when_large() -> None:
-    rows = random_rows([1, 2, 3, 4] * 100, 30, seed=3)
-    names, powers = ('product', 'max'), rules.POWER_RANGE
-    limits = rules.predict(rows, [rules.find(name) for name in names]).prediction
-    found = rules.predict(rows, [rules.find('power', power=power) for power in powers]).prediction
-    for row, name in enumerate(names):
-        clear = []
-        for product in range(400):
-            first, second = np.sort(reference(rows.logits[rows.product_id == product], name))[:-3:-1]
-            clear.append(first - second > 0.2)  # at 0.001 the limit is reached only up to about 0.05
-        assert sum(clear) > 200
-        np.testing.assert_array_equal(found[row][clear], limits[row][clear])
+@each_way
+@pytest.mark.parametrize('rule', rules.names())
+def test_a_picture_that_rules_out_all_classes_has_no_say(rule: str, views: str) -> None:
+    rows = reference.rows_of(np.array([[0, 1, 2], [OUT, OUT, OUT], [0, 1, 2], [4, 1, 1]]), views=2)
+    labels, probabilities = rules.likeliest(rules.combine(Products(rows), rules.find(rule), views=views))
+    assert sorted(labels[0].tolist()) == [A, B, C]
+    assert probabilities.sum() == pytest.approx(1, rel=1e-6)
+    if views == 'pooled':
+        reference.check(labels, probabilities, reference.log_probabilities(rows, rule), 1e-5)
 
 
-@pytest.mark.parametrize(
-    ('power', 'winner', 'probability'),
-    [
-        (0.001, B, 270 ** (1 / 3) / (48 ** (1 / 3) + 270 ** (1 / 3) + 12 ** (1 / 3))),  # the geometric mean
-        (1, B, 22 / 48),  # the mean
-        (2, B, 13.784 / 32.876),  # rms
-        (1000, A, 12 / 28),  # max
-    ],
-)
-def test_power_means_of_known_exponents(
-    make_rows: Callable[..., Rows], power: float, winner: int, probability: float
-) -> None:
-    found = rules.predict(make_rows([(7, 0, THREE)]), [rules.find('power', power=power)])
-    assert found.prediction[0, 0] == winner
-    assert found.probability[0, 0] == pytest.approx(probability, rel=3e-3)
+def test_the_likeliest_are_all_there_when_fewer_are_possible() -> None:
+    rows = reference.rows_of(ADVERSARIAL['one class left'])
+    for name in rules.names():
+        assert rules.likeliest(rules.combine(Products(rows), rules.find(name)))[0].tolist() == [[3, 0, 1, 2, 4]]
 
 
-def test_the_order_of_a_products_rows_does_not_matter_not_even_to_first() -> None:
-    rows = random_rows([4] * 30, 9, seed=4)
-    view, picture = rows.image_index % 2, rows.image_index // 2  # two pictures in two views
-    rows = Rows(rows.product_id, picture, view, rows.label, rows.logits)
-    generator = np.random.default_rng(5)
-    order = np.concatenate([generator.permutation(4) + 4 * product for product in range(30)])
-    shuffled = Rows(rows.product_id, picture[order], view[order], rows.label, rows.logits[order])
-    chosen = [rules.find(name) for name in rules.names()]
-    expected, found = rules.predict(rows, chosen), rules.predict(shuffled, chosen)
-    np.testing.assert_array_equal(found.prediction, expected.prediction)
-    np.testing.assert_array_equal(found.pictures, [2] * 30)
-    np.testing.assert_allclose(found.probability, expected.probability, rtol=1e-5)
+@each_way
+@pytest.mark.parametrize(('spread', 'quick'), [(2, True), (400, False)])
+def test_classes_that_are_alike_stand_in_order_of_their_labels(spread: float, quick: bool, views: str) -> None:
+    """Wherever a class stands: kernels treat the last few of a tensor apart."""
+    generator = np.random.default_rng(6)
+    for classes in [3, 6, 7, 8, 9, 11, 15, 17, 23] * 2:
+        rows = reference.random_rows(generator.integers(1, 6, size=9).tolist(), 2, seed=classes, spread=spread, views=2)
+        rows = dataclasses.replace(rows, logits=rows.logits[:, generator.integers(0, 2, classes)])
+        for name, power in reference.EVERY:
+            scores = rules.combine(Products(rows), rules.find(name, power=power), views=views)
+            if classes > 6 and name in ('mean', 'rms') and views == 'pooled':
+                assert scores.in_logs != quick
+            reference.check_ties(rules.likeliest(scores)[0], rows.logits)
 
 
-def join(*states: State) -> State:
-    """The rows of several states together, those of each product in order."""
-    product = np.concatenate([state.product for state in states])
-    order = np.argsort(product, kind='stable')
-    return State(tf.gather(tf.concat([state.values for state in states], axis=0), order), product[order])
-
-
-def part(state: State, chosen: np.ndarray) -> State:
-    return State(tf.boolean_mask(state.values, chosen), state.product[chosen])
-
-
-@pytest.mark.parametrize('seed', range(5))
-@pytest.mark.parametrize('name', rules.names())
-def test_merging_parts_is_merging_all_at_once(name: str, seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    counts = generator.integers(1, 9, size=12)
-    rows = random_rows(counts.tolist(), 6, seed=seed)
-    rule: Rule = rules.find(name)
-    block = rules.Block(rows)
-    state = State(rule.lift(block), block.product)
-    expected = rule.compute(rule.merge(state)).numpy()
-
-    def check(merged: State) -> None:
-        np.testing.assert_allclose(rule.compute(merged).numpy(), expected, rtol=2e-5, atol=1e-7)
-
-    # Each product is cut at two places of its own; a part may have no row of some products, or of none.
-    cuts = np.sort(generator.integers(0, counts + 1, size=(2, 12)), axis=0)[:, rows.product_id]
-    first, last = rows.image_index < cuts[0], rows.image_index >= cuts[1]
-    a, b, c = (rule.merge(part(state, chosen)) for chosen in (first, ~first & ~last, last))
-    check(rule.merge(join(rule.merge(join(a, b)), c)))
-    check(rule.merge(join(a, rule.merge(join(b, c)))))
-    empty = State(tf.zeros([0, 6]), np.zeros(0, np.int64))
-    check(rule.merge(join(empty, state)))
-    check(rule.merge(join(rule.merge(state), empty)))
-    if name != 'first':
-        check(rule.merge(join(c, b, a)))
+def test_count_says_how_many_of_the_likeliest() -> None:
+    rows = reference.random_rows([2, 3], 9, seed=1)
+    scores = rules.combine(Products(rows), rules.find('mean'))
+    labels, probabilities = rules.likeliest(scores, count=20)
+    assert [sorted(row) for row in labels.tolist()] == [list(range(9))] * 2
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(rules.likeliest(scores, count=1)[0], labels[:, :1])
 
 
 @pytest.mark.parametrize('name', ['', 'Product', 'sum', 'all'])
@@ -286,12 +287,3 @@ def test_an_unknown_rule_is_refused_with_the_list_of_those_there_are(name: str) 
 def test_a_power_that_float32_can_not_take_is_refused(power: float) -> None:
     with pytest.raises(InputError, match='power must be from 0.001 to 1000, is .*; beyond that, use product or max'):
         rules.find('power', power=power)
-
-
-def test_predictions_of_several_blocks_are_put_together(make_rows: Callable[..., Rows]) -> None:
-    chosen = [rules.find('max'), rules.find('first')]
-    parts = [rules.predict(make_rows([(product, 1, THREE)]), chosen) for product in (3, 1)]
-    both = rules.Predictions.concatenate(parts)
-    assert both.product_id.tolist() == [3, 1]
-    assert both.prediction.tolist() == [[A, A], [A, A]]
-    assert both.probability.shape == (2, 2)

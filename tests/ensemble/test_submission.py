@@ -1,9 +1,8 @@
-"""Kaggle's file, the solution, and the scores with their intervals."""
+"""Kaggle's file, and the solution."""
 
 from __future__ import annotations
 
 import gzip
-import math
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +58,7 @@ def test_a_solution_in_any_order_is_found_by_product(tmp_path: Path, label_map: 
     path = solution_file(tmp_path, end.join(['_id,category_id', '30,1020', '4,1000', '10,1010', '']))
     solution = submission.read_solution(path, label_map)
     assert solution.product_id.tolist() == [4, 10, 30]
-    assert solution.labels_of(ids(10, 30, 4)).tolist() == [1, 2, 0]
+    assert solution.of(ids(10, 30, 4)).tolist() == [1010, 1020, 1000]
 
 
 @pytest.mark.parametrize(
@@ -71,6 +70,8 @@ def test_a_solution_in_any_order_is_found_by_product(tmp_path: Path, label_map: 
         ('_id,category_id\n1,1000,3\n', 'row 2 must be _id,category_id, is 1,1000,3'),
         ('_id,category_id\n1,Shoes\n', 'row 2 must be _id,category_id, is 1,Shoes'),
         ('_id,category_id\n-1,1000\n', 'row 2 must be _id,category_id, is -1,1000'),
+        ('_id,category_id\n1,99999999999999999999\n', 'row 2 must be _id,category_id, is 1,99999999999999999999'),
+        ('_id,category_id\n99999999999999999999,1\n', 'row 2 must be _id,category_id, is 99999999999999999999,1'),
         ('_id,category_id\n1,1000\n\n2,1000\n', 'row 3 must be _id,category_id, is empty'),
         ('_id,category_id\n1,1000\n2,1000\n1,1010\n', 'row 4 repeats product 1; each must stand once'),
         ('_id,category_id\n1,1000\n2,999\n', 'row 3: category 999 is none of the model'),
@@ -104,47 +105,12 @@ def test_a_solution_of_other_products_is_refused(
         solution_file(tmp_path, '_id,category_id\n30,1020\n4,1000\n10,1010\n'), label_map
     )
     with pytest.raises(InputError, match=message):
-        solution.labels_of(predicted)
+        solution.of(predicted)
 
 
-@pytest.mark.parametrize(
-    ('right', 'count', 'low', 'high'),
-    [
-        # The centre is (share + z^2 / 2n) / (1 + z^2 / n), with z = 1.96 and z^2 = 3.8415.
-        (8, 10, 0.4902, 0.9433),  # (0.9921 -+ 0.3136) / 1.3841
-        (5, 10, 0.2366, 0.7634),  # symmetric about a half
-        (0, 10, 0.0, 0.2775),  # 3.8415 / 13.8415
-        (10, 10, 0.7225, 1.0),
-        (0, 1, 0.0, 0.7935),  # 3.8415 / 4.8415
-    ],
-)
-def test_the_interval_is_wilsons(right: int, count: int, low: float, high: float) -> None:
-    score = submission.accuracy(np.arange(count) < right)
-    assert (score.value, score.count) == (right / count, count)
-    assert score.low == pytest.approx(low, abs=6e-5)
-    assert score.high == pytest.approx(high, abs=6e-5)
-
-
-def test_of_no_products_there_is_no_accuracy() -> None:
-    score = submission.accuracy(np.zeros(0, bool))
-    assert score.count == 0 and math.isnan(score.value)
-
-
-def test_a_gain_is_the_mean_of_the_paired_differences() -> None:
-    # Differences 1, 1, 0, -1, 0, 0, 0, 0: mean 1/8, variance (3 - 8 / 64) / 7 = 0.41071, half = 1.96 sqrt(0.41071 / 8).
-    one = np.array([1, 1, 1, 0, 0, 0, 1, 1], bool)
-    other = np.array([0, 0, 1, 1, 0, 0, 1, 1], bool)
-    score = submission.gain(one, over=other)
-    assert (score.value, score.count) == (0.125, 8)
-    assert score.high - score.value == pytest.approx(0.44409, abs=1e-5)
-    assert score.value - score.low == pytest.approx(0.44409, abs=1e-5)
-
-
-@pytest.mark.parametrize('count', [0, 1])
-def test_of_fewer_than_two_products_there_is_no_gain(count: int) -> None:
-    assert math.isnan(submission.gain(np.ones(count, bool), over=np.zeros(count, bool)).value)
-
-
-def test_a_score_is_printed_with_its_interval() -> None:
-    score = submission.Score(0.71234, 0.7, 0.725, 12345)
-    assert str(score) == '0.7123 (95 % interval 0.7000 to 0.7250, 12,345 products)'
+@pytest.mark.parametrize('count', [submission.LINES - 1, submission.LINES, submission.LINES + 1])
+def test_a_submission_of_many_lines_is_written_in_pieces(tmp_path: Path, count: int) -> None:
+    path = tmp_path / submission.NAME
+    submission.write(str(path), np.arange(count)[::-1], np.arange(count)[::-1] + 5, expected=count)
+    lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+    assert lines[1:] == [f'{number},{number + 5}' for number in range(count)]

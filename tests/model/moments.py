@@ -2,7 +2,7 @@
 
 `model 0` is before the model is made (of several machines each has met the others), `update 5` before the sixth update,
 `save 2` in the middle of writing the third checkpoint, `validation 1` before the second batch of one, `end 0` after the
-last evaluation.
+last evaluation, `block 2` in the middle of writing the logits of the third shard, if it is a small one.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from unittest import mock
 
 import numpy as np
 
+from ensemble import logits
 from model import evaluation, train
 from model.loop import Loop
 from pipeline import dataset
@@ -23,8 +24,8 @@ from pipeline import dataset
 
 @contextlib.contextmanager
 def signal_at(moment: str, name: str) -> Iterator[None]:
-    """Has training in this process send itself a signal (KILL, TERM, INT) at a moment."""
-    counts = {'model': 0, 'update': 0, 'save': 0, 'validation': 0, 'end': 0}
+    """Has training or prediction in this process send itself a signal (KILL, TERM, INT) at a moment."""
+    counts = {'model': 0, 'update': 0, 'save': 0, 'validation': 0, 'end': 0, 'block': 0}
 
     def passing(what: str) -> None:
         if f'{what} {counts[what]}' == moment:
@@ -56,7 +57,12 @@ def signal_at(moment: str, name: str) -> Iterator[None]:
         passing('end')
         original(*args)
 
+    def encode(*args: Any, original: Callable[..., Any] = logits._encode) -> Any:
+        passing('block')
+        return original(*args)
+
     with (
+        mock.patch.object(logits, '_encode', encode),
         mock.patch.object(train, '_wrap', wrap),
         mock.patch.object(Loop, '_step', step),
         mock.patch.object(np, 'savez', savez),

@@ -93,7 +93,7 @@ def test_filters_are_scaled_to_multiples_of_8(filters, width, expected):
 
 @pytest.mark.parametrize('name', marked(APPLICATIONS))
 def test_a_backbone_computes_what_kerass_does_with_the_same_weights(name):
-    ours = backbone.build(name, image_size=SIZE, width=1).model
+    ours = (backbone.build(name, image_size=SIZE, width=1) if name in WITH_WIDTH else built(name)).model
     assert ours.count_params() == reference(name).count_params() == PARAMETERS[name]
     ours.set_weights(reference(name).get_weights())
     expected = reference(name)(APPLICATIONS[name][1].preprocess_input(images())).numpy()

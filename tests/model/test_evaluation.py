@@ -86,13 +86,6 @@ def test_an_evaluation_that_is_asked_to_end_between_two_batches_finds_nothing(de
     assert list(answers) == [], 'it was asked before every batch, and then no more'
 
 
-def test_a_name_is_right_only_under_the_right_parents():
-    same = evaluation._prefixes(LABEL_MAP)
-    for label, predicted, levels in PICTURES:
-        assert (same[:, label] == same[:, predicted]).tolist() == [True] * levels + [False] * (3 - levels)
-    assert [len(set(row)) for row in same.tolist()] == [2, 3, 5]
-
-
 def test_history_gets_the_columns_of_an_evaluation():
     assert EXPECTED.columns() == {
         'val_loss': EXPECTED.loss,

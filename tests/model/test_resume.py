@@ -55,7 +55,7 @@ def arguments(shards: dataset.Shards, run_dir: Path, *more: str) -> list[str]:
 
 def stopped(name: str, moment: str, args: list[str]) -> subprocess.CompletedProcess[str]:
     """Runs training in a process of its own, which sends itself a signal at a moment."""
-    command = [sys.executable, '-m', 'tests.model.stopped_run', name, moment, *args[1:]]
+    command = [sys.executable, '-m', 'tests.model.stopped_run', args[0], name, moment, *args[1:]]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
@@ -128,13 +128,14 @@ def test_sigterm_saves_within_an_update_and_exits_0(shards, undisturbed, tmp_pat
 
 
 @pytest.mark.slow
-def test_sigterm_after_the_last_evaluation_leaves_the_prediction_to_the_same_command(shards, undisturbed, tmp_path):
+def test_the_same_command_goes_on_with_the_prediction_too(shards, undisturbed, tmp_path, capsys):
     args = [*arguments(shards, tmp_path / 'run'), '--predict=val']
     done = stopped('TERM', 'end 0', args)
     assert (done.returncode, runs.is_finished(str(tmp_path / 'run'))) == (0, True), done.stderr
     assert not (tmp_path / 'run' / 'logits').exists()
+    assert stopped('KILL', 'block 1', args).returncode == -signal.SIGKILL  # in the second of two shards of logits
     train.main(args)
-    assert (tmp_path / 'run' / 'logits' / 'val').exists()
+    assert f'predicting val into {tmp_path}/run/logits/val: 1 of 2 shards kept\n' in capsys.readouterr().out
     assert_same_end(tmp_path / 'run', undisturbed / 'one')
 
 

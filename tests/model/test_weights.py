@@ -1,6 +1,8 @@
 """Files of weights as Keras has written them through the years, with and without a dense layer."""
 
 import hashlib
+from dataclasses import dataclass
+from pathlib import Path
 
 import h5py
 import keras
@@ -178,16 +180,22 @@ def test_a_file_without_weights_is_refused(tmp_path, name):
         load(save(keras.Model(image, keras.layers.ReLU()(image)), tmp_path / name))
 
 
+@pytest.fixture(scope='module')
+def sound(tmp_path_factory) -> dict[str, bytes]:
+    """What the files of a classifier hold."""
+    folder, source = tmp_path_factory.mktemp('sound'), classifier.build(small(), classes=4, dropout=0)
+    return {name: Path(save(source, folder / name)).read_bytes() for name in FILES}
+
+
 @pytest.mark.parametrize('name', FILES)
 @pytest.mark.parametrize('damage', ['empty', 'text', 'cut', 'overwritten'])
-def test_a_damaged_file_is_told_in_one_line(tmp_path, name, damage):
-    path = tmp_path / name
-    save(classifier.build(small(), classes=4, dropout=0), path)
-    content = bytearray(path.read_bytes())
-    content[: len(content) // 3] = b'?' * (len(content) // 3)
-    path.write_bytes(
-        {'empty': b'', 'text': b'no weights', 'cut': path.read_bytes()[:-1000], 'overwritten': content}[damage]
-    )
+def test_a_damaged_file_is_told_in_one_line(tmp_path, sound, name, damage):
+    path, content = tmp_path / name, sound[name]
+    third = len(content) // 3
+    damaged = {
+        'empty': b'', 'text': b'no weights', 'cut': content[:-1000], 'overwritten': b'?' * third + content[third:],
+    }  # fmt: skip
+    path.write_bytes(damaged[damage])
     with pytest.raises(InputError, match=f"--weights={path}: can't be read as weights of Keras") as error:
         load(str(path))
     assert '\n' not in str(error.value)
@@ -202,43 +210,62 @@ def test_a_file_of_another_kind_names_the_kinds_known(tmp_path):
         load(str(tmp_path / 'folder.h5'))
 
 
-def kerass(name: str, *, top: bool, size: int) -> keras.Model:
-    application = getattr(keras.applications, name)
+@dataclass(frozen=True)
+class Pair:
+    """Keras' own network and a classifier of ours, with what Keras' makes of some pictures; `top`: its logits."""
+
+    source: keras.Model
+    top: bool
+    network: Backbone
+    model: keras.Model
+    images: np.ndarray
+    expected: np.ndarray
+
+
+@pytest.fixture(scope='module')
+def pair(request) -> Pair:
+    """Given our name of a network, that of Keras, its module there, and whether it has a dense layer."""
+    name, keras_name, module, top = request.param
     options = {'include_top': True, 'classes': 10, 'classifier_activation': None} if top else {'include_top': False}
-    return application(weights=None, pooling='avg', input_shape=(size, size, 3), **options)
-
-
-def assert_computes_the_same(name: str, file, *, top: bool, preprocessing, keras_name: str) -> None:
-    """Writes a file of Keras' own network and reads it into ours of another number of classes, or of as many."""
-    source = kerass(keras_name, top=top, size=75)
+    application = getattr(keras.applications, keras_name)
+    source = application(weights=None, pooling='avg', input_shape=(75, 75, 3), **options)
     network = backbone.build(name, image_size=75, width=1)
     model = classifier.build(network, classes=10, dropout=0)
-    said = classifier.load_weights(model, network, save(source, file))
-    layers = sum(bool(layer.weights) for layer in model.layers)
-    assert f'filled {layers - 1 + top} of {layers} layers' in said
     images = np.random.default_rng(0).uniform(0, 255, [2, 75, 75, 3]).astype('f')
-    expected = source(preprocessing.preprocess_input(images.copy())).numpy()
-    got = (model if top else network.model)(images).numpy()
-    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    expected = source(getattr(keras.applications, module).preprocess_input(images.copy())).numpy()
+    return Pair(source, top, network, model, images, expected)
 
 
-@pytest.mark.parametrize('top', [False, True])
+def assert_computes_the_same(pair: Pair, file) -> None:
+    """Writes a file of Keras' own network and reads it into ours of another number of classes, or of as many."""
+    model = pair.model
+    model.set_weights([np.zeros_like(value) for value in model.get_weights()])  # nothing stays of the file before
+    said = classifier.load_weights(model, pair.network, save(pair.source, file))
+    layers = sum(bool(layer.weights) for layer in model.layers)
+    assert f'filled {layers - 1 + pair.top} of {layers} layers' in said
+    got = (model if pair.top else pair.network.model)(pair.images).numpy()
+    np.testing.assert_allclose(got, pair.expected, rtol=1e-4, atol=1e-4 * np.abs(pair.expected).max())
+
+
 @pytest.mark.parametrize('name', ['a.keras', 'a.weights.h5', 'a.h5'])
-def test_files_of_kerass_xception_are_read_into_layers_of_our_names(tmp_path, name, top):
-    assert_computes_the_same(
-        'xception', tmp_path / name, top=top, preprocessing=keras.applications.xception, keras_name='Xception'
-    )
+@pytest.mark.parametrize(
+    'pair', [('xception', 'Xception', 'xception', top) for top in (False, True)], indirect=True, ids=['bare', 'whole']
+)
+def test_files_of_kerass_xception_are_read_into_layers_of_our_names(tmp_path, pair, name):
+    assert_computes_the_same(pair, tmp_path / name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('file', ['a.keras', 'a.weights.h5', 'a.h5'])
+@pytest.mark.parametrize('name', ['a.keras', 'a.weights.h5', 'a.h5'])
 @pytest.mark.parametrize(
-    ('name', 'keras_name', 'preprocessing'),
+    'pair',
     [
-        ('resnet50', 'ResNet50', keras.applications.resnet),
-        ('densenet169', 'DenseNet169', keras.applications.densenet),
-        ('inception_resnet_v2', 'InceptionResNetV2', keras.applications.inception_resnet_v2),
+        ('resnet50', 'ResNet50', 'resnet', True),
+        ('densenet169', 'DenseNet169', 'densenet', True),
+        ('inception_resnet_v2', 'InceptionResNetV2', 'inception_resnet_v2', True),
     ],
+    indirect=True,
+    ids=lambda value: value[0],
 )
-def test_files_of_kerass_other_networks_are_read(tmp_path, name, keras_name, preprocessing, file):
-    assert_computes_the_same(name, tmp_path / file, top=True, preprocessing=preprocessing, keras_name=keras_name)
+def test_files_of_kerass_other_networks_are_read(tmp_path, pair, name):
+    assert_computes_the_same(pair, tmp_path / name)

@@ -35,6 +35,13 @@ def test_labels_number_the_ids_in_ascending_order_whatever_the_files_order(tmp_p
     assert first.digest() == other.digest()
 
 
+def test_categories_are_the_same_at_a_level_only_under_the_same_parents():
+    names = (('A', 'X', 'RUG'), ('A', 'X', 'LAMP'), ('A', 'Y', 'RUG'), ('B', 'X', 'RUG'), ('B', 'X', 'RUG'))
+    levels = categories.Categories(np.arange(5), names).levels()
+    assert levels.tolist() == [[0, 0, 0, 1, 1], [0, 0, 1, 2, 2], [0, 1, 2, 3, 3]]
+    assert levels.dtype == np.int64
+
+
 @pytest.mark.parametrize(
     ('category_id', 'label'),
     [(9, -1), (10, 0), (11, -1), (19, -1), (20, 1), (21, -1), (29, -1), (30, 2), (31, -1), (-1, -1), (2**63 - 1, -1)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -79,6 +80,56 @@ def test_records_stand_in_any_order():
 def test_no_records_are_no_products():
     found = columns.read(np.zeros(0, np.uint8), np.zeros(0, np.int64), np.zeros(0, np.int64))
     assert [len(column) for column in found] == [0] * 5
+
+
+# MD5s instead of pictures.
+
+
+def test_md5s_are_those_of_the_pictures():
+    products = random_products(300, seed=5)
+    encoded = [records.encode(product) for product in products]
+    ends = np.cumsum([len(record) for record in encoded], dtype=np.int64)
+    data = np.frombuffer(b''.join(encoded), np.uint8)
+    found, md5 = columns.read_md5(data, ends - [len(record) for record in encoded], ends)
+    with_pictures = columns.read(data, ends - [len(record) for record in encoded], ends)
+    for name in ('product_id', 'label', 'images'):
+        assert np.array_equal(getattr(found, name), getattr(with_pictures, name))
+    assert (md5.dtype, md5.shape) == (np.uint8, (found.images.sum(), 16))
+    expected = [hashlib.md5(image).digest() for product in products for image in product.images]
+    assert [bytes(one) for one in md5] == expected
+    assert [bytes(data[start:end]) for start, end in zip(found.starts, found.ends, strict=True)] == expected
+
+
+@pytest.mark.parametrize('missing', ['images', ''])
+def test_md5s_are_read_whatever_else_there_is(missing):
+    """Pictures are not looked at."""
+    written = entries({name: fill for name, fill in (FEATURES | EXTRA).items() if name != missing})
+    record = np.frombuffer(b''.join(written), np.uint8)
+    found, md5 = columns.read_md5(record, np.array([0]), np.array([len(record)]))
+    assert (found.product_id.tolist(), found.label.tolist(), found.images.tolist()) == ([12], [3], [3])
+    assert md5.tolist() == [[0] * 16] * 3
+
+
+@pytest.mark.parametrize(
+    ('fill', 'error'),
+    [
+        (None, 'has not one image_md5'),
+        (
+            lambda feature: feature.bytes_list.value.extend([bytes(16), bytes(15)]),
+            'has an image_md5 of other than 16 bytes',
+        ),
+        (lambda feature: feature.bytes_list.value.append(b'0' * 32), 'has an image_md5 of other than 16 bytes'),
+        (lambda feature: feature.int64_list.value.append(3), 'is no tf.train.Example'),
+    ],
+)
+def test_md5s_of_another_form_are_refused(fill, error):
+    features = {name: one for name, one in FEATURES.items() if name != 'image_md5'}
+    record = b''.join(entries(features | ({'image_md5': fill} if fill else {})))
+    good = records.encode(GOOD)
+    data = np.frombuffer(good + record + good, np.uint8)
+    ends = np.cumsum([len(good), len(record), len(good)])
+    with pytest.raises(ValueError, match=f'^{error}$'):
+        columns.read_md5(data, np.append(0, ends[:-1]), ends)
 
 
 # What TensorFlow writes.

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline import bson_stream, categories, convert, manifest, plan, shards, split
+from pipeline import bson_stream, categories, convert, journal, manifest, plan, shards, split
 from pipeline.errors import InputError
 from tests import catalogue, chunks
 
@@ -258,10 +258,11 @@ def test_the_chunks_of_a_shard_are_told_whether_it_is_written_or_kept(tmp_path, 
     assert info.chunks == chunks.table(encoded, [len(images(product)) for product in stored])
     assert (len(info.chunks), kept) == (-(-products // 128), False)
     assert shards.write_shard(made.shards[0], the_job) == (info, True)
-    note = tmp_path / shards.JOURNAL / f'{info.name}{shards.NOTE}'
+    note = tmp_path / journal.FOLDER / f'{info.name}{journal.SUFFIX}'
     values = json.loads(note.read_bytes())
-    for damaged in ([], [*values['chunks'], 0], [values['chunks'][0] + 1, *values['chunks'][1:]], ['x'], None):
-        note.write_text(json.dumps({**values, 'chunks': damaged}))
+    first, *rest = values['file']['chunks']
+    for damaged in ([], [first, *rest, [0, 0]], [[first[0] + 1, first[1]], *rest], ['x'], None):
+        note.write_text(json.dumps({**values, 'file': {**values['file'], 'chunks': damaged}}))
         assert shards.write_shard(made.shards[0], the_job) == (info, False)
 
 

@@ -14,9 +14,10 @@ import pytest
 import simplejpeg
 import tensorflow as tf
 
-from pipeline import augment, dataset, feed, manifest, records
+from pipeline import augment, dataset, feed, manifest, records, shard_chunks
 from pipeline.dataset import Shards
 from pipeline.errors import InputError
+from pipeline.shard_chunks import Chunk
 from tests.shards import COUNTS
 from tests.shards import write as write_shards
 
@@ -135,14 +136,14 @@ def test_a_resumed_stream_is_bit_for_bit_the_uninterrupted_one(shards, uninterru
 def test_what_lies_before_a_step_is_not_read(tmp_path, monkeypatch, step):
     """600 pictures in 100 chunks, windows of about one chunk, of which a batch needs two or three."""
     shards = write_shards(tmp_path, train=300)
-    read: list[feed.Chunk] = []
-    read_chunk = feed._read_chunk
+    read: list[Chunk] = []
+    read_chunk = shard_chunks.read
 
-    def noted(chunk: feed.Chunk, memory: memoryview) -> np.ndarray:
+    def noted(chunk: Chunk, memory: memoryview) -> np.ndarray:
         read.append(chunk)
         return read_chunk(chunk, memory)
 
-    monkeypatch.setattr(feed, '_read_chunk', noted)
+    monkeypatch.setattr(shard_chunks, 'read', noted)
     next(dataset.training_batches(shards, seed=0, batch_size=8, start_step=step, shuffle_images=1))
     assert 4 <= len(read) < 30
 

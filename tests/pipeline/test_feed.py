@@ -17,14 +17,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline import feed, order, records
+from pipeline import feed, order, records, shard_chunks
 from pipeline.errors import InputError
-from pipeline.feed import Chunk, Rows
+from pipeline.feed import Rows
 from pipeline.records import Product
+from pipeline.shard_chunks import Chunk
 from tests import catalogue
 
 COUNTS = (1, 3, 2, 4, 1, 1, 2)  # pictures a product, unevenly
-REMEDY = re.escape(feed.REMEDY)
+REMEDY = re.escape(shard_chunks.REMEDY)
 
 
 def product(number: int, *, images: Sequence[bytes] | None = None) -> Product:
@@ -98,6 +99,15 @@ def ended(what: Callable[[], Any]) -> bool:
             return True
         time.sleep(0.01)
     return False
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _collect_only_what_these_tests_make() -> Iterator[None]:
+    """A collection looks through every object that is not frozen: over a million, with TensorFlow and Beam."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import NoReturn
 
@@ -138,3 +139,30 @@ def test_progress_is_told_on_stderr_alone(capsys):
     assert said.out == ''
     assert 'letters: 100%' in said.err
     assert '3.00/3.00' in said.err
+
+
+def test_work_elsewhere_is_watched_once_it_takes_long(capsys, monkeypatch):
+    monkeypatch.setattr(program, 'WATCHED_AFTER', 0.01)
+    told = iter([InputError('not there yet'), ('plan', 0, 0), ('write', 2, 3)])
+    last = threading.Event()
+
+    def look():
+        one = next(told, None)
+        if one is None:
+            last.set()
+            return 'write', 3, 3
+        if isinstance(one, Exception):
+            raise one
+        return one
+
+    with program.watched(look, unit=' shards'):
+        assert last.wait(10)
+    shown = capsys.readouterr().err
+    assert shown.lstrip('\r').startswith('plan: 0.00 shards')
+    assert 'write: 100%' in shown and '3.00/3.00' in shown
+
+
+def test_short_work_is_not_shown(capsys):
+    with program.watched(lambda: ('write', 1, 2), unit=' shards'):
+        pass
+    assert capsys.readouterr().err == ''

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import convert, shards
+from pipeline import convert, journal, shards
 from pipeline.errors import InputError
 from tests import catalogue
 
@@ -79,7 +79,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def notes(output: Path) -> list[Path]:
-    return sorted((output / shards.JOURNAL).glob('[!.]*.tfrecord.json'))
+    return sorted((output / journal.FOLDER).glob('[!.]*.tfrecord.json'))
 
 
 def finished(output: Path) -> dict[str, tuple[int, int]]:
@@ -124,7 +124,7 @@ def undisturbed(source, tmp_path_factory) -> Undisturbed:
     _, said = program.communicate()
     assert program.returncode == 0, said
     seconds = time.monotonic() - began
-    assert shards.JOURNAL not in {path.name for path in folder.iterdir()}
+    assert journal.FOLDER not in {path.name for path in folder.iterdir()}
     return Undisturbed(source, tree(folder), seconds)
 
 
@@ -133,13 +133,13 @@ def shards_of(output: Path) -> list[str]:
 
 
 AIMS: dict[str, Callable[[Path], bool]] = {
-    'planned': lambda output: (output / shards.JOURNAL / shards.PLAN).exists(),
+    'planned': lambda output: (output / journal.FOLDER / shards.PLAN).exists(),
     'the first shard': lambda output: len(shards_of(output)) >= 1,
     'the tenth shard': lambda output: len(shards_of(output)) >= 10,
     'a shard half written': lambda output: len(notes(output)) >= 3 and any(output.glob('.tmp-*')),
     'the manifest': lambda output: (output / 'manifest.json').exists(),
     'the clean-up': lambda output: (
-        (output / 'manifest.json').exists() and not (output / shards.JOURNAL / shards.PLAN).exists()
+        (output / 'manifest.json').exists() and not (output / journal.FOLDER / shards.PLAN).exists()
     ),
 }
 
@@ -240,7 +240,7 @@ GARBAGE = [
 def test_a_note_that_was_damaged_counts_as_none(undisturbed, output, capsys):
     for note, garbage in zip(notes(output), GARBAGE, strict=False):
         note.write_bytes(garbage)
-    (output / shards.JOURNAL / shards.PLAN).write_bytes(b'{"totals"')
+    (output / journal.FOLDER / shards.PLAN).write_bytes(b'{"totals"')
     count = len(notes(output))
     run(undisturbed.source, output)
     assert kept(capsys.readouterr().out) == count - len(GARBAGE)
@@ -250,7 +250,7 @@ def test_a_note_that_was_damaged_counts_as_none(undisturbed, output, capsys):
 def test_a_plan_alone_does_not_forget_what_is_finished(undisturbed, output, capsys):
     before, done = tree(output), {str(note.relative_to(output)) for note in notes(output)}
     run(undisturbed.source, output, '--plan_only')
-    left = {name: data for name, data in before.items() if name in done or not name.startswith(shards.JOURNAL)}
+    left = {name: data for name, data in before.items() if name in done or not name.startswith(journal.FOLDER)}
     assert tree(output) == left
     capsys.readouterr()
     run(undisturbed.source, output)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -175,3 +177,28 @@ def test_what_is_written_may_be_on_its_way_to_the_disk_already(tmp_path):
             file.write(b'abc')
             storage.begin_sync(file)
     assert (tmp_path / 'file').read_bytes() == b'abc' * 3
+
+
+def test_a_scratch_folder_goes_at_the_end_with_what_is_in_it(tmp_path):
+    with storage.scratch(str(tmp_path), 'known') as path:
+        assert not os.path.exists(path)
+        os.makedirs(path)
+        (Path(path) / 'part').write_bytes(b'1')
+        assert storage.is_temporary(os.path.basename(path))
+    with pytest.raises(KeyError), storage.scratch(str(tmp_path), 'known') as path:
+        os.makedirs(path)
+        raise KeyError
+    with storage.scratch(str(tmp_path), 'known'):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_programs_left_goes_after_a_day(tmp_path):
+    day = 24 * 3600
+    ages = {'.tmp-a-known': day + 60, '.tmp-b-known': day - 60, '.tmp-c-table': day + 60, 'known': 2 * day}
+    for name, age in ages.items():
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - age, time.time() - age))
+    with storage.scratch(str(tmp_path), 'known'):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['.tmp-b-known', '.tmp-c-table', 'known']

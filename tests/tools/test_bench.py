@@ -16,11 +16,22 @@ import simplejpeg
 import tensorflow as tf
 from absl import flags
 
+from ensemble import logits, rules
 from pipeline import convert, dataset
 from pipeline.errors import InputError
 from tests import catalogue
-from tools import bench
-from tools.benchmarks import feed, feed_contenders, measure, plain_convert, train, train_contenders
+from tools import bench, kaggle
+from tools.benchmarks import (
+    combine,
+    combine_contenders,
+    feed,
+    feed_contenders,
+    logits_store,
+    measure,
+    plain_convert,
+    train,
+    train_contenders,
+)
 from tools.benchmarks.measure import Row, Run
 
 FAST, SLOW, TOLD = Row('fast', 4, 10, 's', 0.5), Row('slow', 6, 10, 's', 0.5), Row('told', 6, 10, 's', None)
@@ -34,6 +45,21 @@ def folder(tmp_path_factory) -> Path:
     convert.main(['convert', f'--input_dir={made}/data', f'--output_dir={made}/shards', '--runner=FnApiRunner'])
     feed.write_tars(feed_contenders.training_pictures(made / 'shards'), made / 'tars')
     return made
+
+
+@pytest.fixture(scope='module')
+def stored(tmp_path_factory) -> Path:
+    """logits/val and arrays/ of tiny logits, several batches a file, as the contenders of combining want them."""
+    made = tmp_path_factory.mktemp('logits')
+    logits_store.make(made / 'logits' / 'val', images=16_000, categories=100, arrays=made / 'arrays')
+    return made
+
+
+def rows_of(stored: Path) -> logits.Rows:
+    """All rows of the store."""
+    folder = str(stored / 'logits' / 'val')
+    files = logits.read_manifest(folder).files
+    return logits.Rows.concatenate([block for file in files for block in logits.read_shard(folder, file)])
 
 
 @pytest.mark.parametrize(
@@ -64,11 +90,13 @@ def test_the_time_of_a_run_is_that_of_the_whole_process():
 
 
 def test_a_rate_is_what_the_process_says_last():
-    done = measure.run(['-c', """print('{"x": 1}'); print('{"images_per_second": 12.5}')"""])
+    done = measure.run(['-c', """print('{"x": 1}'); print('{"img/s": 12.5}')"""])
     assert done.rate == 12.5
-    assert measure.median_rate([done, Run(1, 0, '{"images_per_second": 20.5}')]) == 16.5
-    assert Run(1, 0, 'wrote 6 shards\n').rate is None
-    assert Run(1, 0, '').rate is None
+    assert done.figure == '12 img/s'
+    assert measure.median_rate([done, Run(1, 0, '{"MB/s": 20.5}')]) == 16.5
+    for output in ('wrote 6 shards\n', ''):
+        assert Run(1, 0, output).rate is None
+        assert Run(1, 0, output).figure == '1.0 s'
 
 
 def test_memory_is_that_of_all_processes_but_not_of_mapped_files(tmp_path: Path):
@@ -207,3 +235,78 @@ def test_the_train_part_measures_the_contenders_that_there_are():
 @pytest.mark.parametrize('name', ['step', "fit, Keras' accumulation"])
 def test_a_contender_of_the_train_part_says_its_rate(folder, name):
     assert (train.contender(name, folder=folder).rate or 0) > 0
+
+
+def test_a_store_to_measure_with_has_kaggles_pictures_and_logits_that_mostly_know_the_label(stored, tmp_path):
+    rows = rows_of(stored)
+    assert 16_000 <= len(rows) <= 16_003
+    pictures = np.diff(rows.starts(), append=len(rows))
+    shares = np.bincount(pictures, minlength=5)[1:] / len(pictures)
+    np.testing.assert_allclose(shares, np.array(kaggle.PICTURE_COUNTS) / kaggle.TRAIN_PRODUCTS, atol=0.02)
+    assert (rows.image_index == np.concatenate([np.arange(count) for count in pictures])).all()
+    assert 0.5 < (rows.logits.argmax(axis=1) == rows.label).mean() < 0.95
+    logits_store.make(tmp_path / 'again', images=16_000, categories=100)
+    for path in (stored / 'logits' / 'val').iterdir():
+        assert path.read_bytes() == (tmp_path / 'again' / path.name).read_bytes()
+
+
+def test_the_arrays_hold_what_the_store_holds(stored):
+    rows = rows_of(stored)
+    for name in ('logits', 'product_id'):
+        arrays = [np.load(path) for path in sorted((stored / 'arrays').glob(f'*-{name}.npy'))]
+        np.testing.assert_array_equal(np.concatenate(arrays), getattr(rows, name))
+
+
+@pytest.mark.parametrize(
+    ('scores', 'rule'),
+    [(combine_contenders.mean, 'mean'), (combine_contenders.product, 'product')]
+    + [(combine_contenders.product_of_one_softmax, 'product')],
+)
+def test_the_reference_of_combining_predicts_what_the_rule_does(stored, scores, rule):
+    rows = rows_of(stored)
+    labels, probabilities = combine_contenders.predict(rows.logits, rows.product_id, scores)
+    ours, shares = rules.likeliest(rules.combine(rules.Products(rows), rules.find(rule)))
+    clear = probabilities[:, 0] > 1.00001 * probabilities[:, 1]  # else the order may be that of the rounding
+    assert clear.mean() > 0.99
+    np.testing.assert_array_equal(labels[clear, 0], ours[clear, 0])
+    np.testing.assert_allclose(probabilities[:, 0], shares[:, 0], rtol=1e-3)
+    for place, start in enumerate(rows.starts()[:50]):
+        expected = scores(rows.logits[rows.product_id == rows.product_id[start]])
+        np.testing.assert_array_equal(expected[labels[place]], np.sort(expected)[:-6:-1])
+        np.testing.assert_allclose(probabilities[place], np.sort(expected)[:-6:-1] / expected.sum(), rtol=1e-5)
+
+
+def test_the_combine_part_measures_the_contenders_that_there_are():
+    assert set(combine_contenders.CONTENDERS) == set(combine.CONTENDERS)
+
+
+@pytest.mark.parametrize(
+    'name', ['numpy, mean', *(pytest.param(name, marks=pytest.mark.slow) for name in combine.CONTENDERS[0:4:3])]
+)
+def test_a_contender_of_the_combine_part_says_its_rate(stored, name):
+    done = combine.contender(name, folder=stored)
+    assert (done.rate or 0) > 0
+    assert done.figure.endswith(' MB/s')
+    assert sorted(path.name for path in stored.iterdir()) == ['arrays', 'logits']
+
+
+@pytest.mark.slow
+def test_the_command_that_combines_is_measured_in_a_folder_of_its_own(stored):
+    done = combine.combine('product', folder=stored, watch_memory=True)
+    assert 'product: accuracy' in done.output
+    assert done.peak_bytes > 100e6
+    assert sorted(path.name for path in stored.iterdir()) == ['arrays', 'logits']
+
+
+def test_the_figures_of_combining_are_ratios_to_the_reference_of_the_same_rule():
+    speeds = {'ours, mean': 1500, 'ours, product': 1400, 'ours on one core, mean': 800}
+    speeds |= {'ours on one core, product': 400, 'numpy, mean': 100, 'numpy, product': 200}
+    speeds |= {'numpy, product of one softmax': 350}
+    seconds = dict.fromkeys(speeds, 10.0) | {'numpy, product': 8.0}
+    measured = {name: [Run(seconds[name], 0, json.dumps({'MB/s': speed}))] for name, speed in speeds.items()}
+    measured |= {'ensemble.combine, mean': [Run(5, 0, '')], 'ensemble.combine, product': [Run(6, 0, '')]}
+    assert [(row.ratio, row.limit, row.met) for row in combine.rows(measured)] == [
+        (15, 10, True), (1.6, 1, True), (8, None, True), (0.5, None, True),
+        (7, 10, False), (0.8, 1, False), (2, None, True), (0.75, None, True),
+        (4, None, True),
+    ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The conversion on real Flink: embedded, on a cluster, with a task manager lost; always the same bytes."""
+"""The jobs on real Flink: embedded, on a cluster, with a task manager lost; always the same bytes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from tests import catalogue
+from tests.ensemble import stores
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / 'tools' / 'flink.sh'
@@ -143,17 +144,20 @@ def expected(source, tmp_path_factory) -> dict[str, str]:
     return made
 
 
-def command(folder: Path, *words: str) -> tuple[list[str], dict[str, Any]]:
+def command(folder: Path, *words: str, program: str = 'pipeline.convert') -> tuple[list[str], dict[str, Any]]:
     """The program as typed, in a folder of its own and with one for temporary files."""
     (folder / 'temporary').mkdir(parents=True)
     environment = {**os.environ, **JAVA, 'PYTHONPATH': str(REPOSITORY), 'TMPDIR': str(folder / 'temporary')}
-    words = ('-m', 'pipeline.convert', f'--output_dir={folder / "shards"}', '--shard_mb=1', *words)
-    return [sys.executable, *words], {'cwd': folder, 'env': environment, 'text': True}
+    return [sys.executable, '-m', program, *words], {'cwd': folder, 'env': environment, 'text': True}
+
+
+def to_shards(folder: Path) -> list[str]:
+    return [f'--output_dir={folder / "shards"}', '--shard_mb=1']
 
 
 def convert(folder: Path, *words: str) -> str:
     """Converts, and expects no word but the program's own and nothing left behind; what it printed."""
-    line, settings = command(folder, *words)
+    line, settings = command(folder, *to_shards(folder), *words)
     done = subprocess.run(line, capture_output=True, **settings)
     assert (done.returncode, without_progress(done.stderr)) == (0, [])
     assert list((folder / 'temporary').iterdir()) == []
@@ -190,13 +194,31 @@ class TestOnFlink:
         assert cluster.newest_job()['state'] == 'FINISHED'
 
     @pytest.mark.parametrize('where', ['embedded', 'cluster'])
+    def test_combining_gives_the_same_predictions(self, server_jar, cluster, tmp_path, where):
+        words = embedded(server_jar) if where == 'embedded' else [f'--flagfile={cluster.folder}/flags']
+        folders = []
+        for model in 'ab':
+            shards = [stores.random_rows(30, 50, seed=n, first_id=100 * n, labels=False) for n in range(6)]
+            folder = tmp_path / model / 'logits' / 'test'
+            folders.append(stores.write(folder, shards, stores.label_map(50), weights_digest=model))
+        made = {}
+        for name, runner in {'one': ['--runner=FnApiRunner'], 'flink': words}.items():
+            output = tmp_path / name / 'out'
+            line, settings = command(tmp_path / name, program='ensemble.combine')
+            line += [f'--logits={",".join(folders)}', '--weights=2,1', f'--output_dir={output}', *runner]
+            subprocess.run(line, check=True, **settings)
+            made[name] = {path.name: path.read_bytes() for path in output.rglob('*') if path.is_file()}
+        assert set(made['one']) > {'submission.csv.gz', 'manifest.json', 'test-00005-of-00006.parquet'}
+        assert made['flink'] == made['one']
+
+    @pytest.mark.parametrize('where', ['embedded', 'cluster'])
     def test_bad_input_is_one_line_and_exit_code_1(self, server_jar, cluster, tmp_path, where):
         catalogue.write_catalogue(tmp_path / 'bad', products=60)
         path = tmp_path / 'bad' / 'test.bson'
         good = path.read_bytes()
         path.write_bytes(good + b'\x05\x00\x00')
         words = embedded(server_jar) if where == 'embedded' else [f'--flagfile={cluster.folder}/flags']
-        line, settings = command(tmp_path / 'made', f'--input_dir={path.parent}', *words)
+        line, settings = command(tmp_path / 'made', *to_shards(tmp_path / 'made'), f'--input_dir={path.parent}', *words)
         done = subprocess.run(line, capture_output=True, **settings)
         assert done.returncode == 1
         (error,) = without_progress(done.stderr)
@@ -204,7 +226,7 @@ class TestOnFlink:
         assert digests(tmp_path / 'made') == {}
 
     def test_a_job_that_is_told_to_end_leaves_nothing_behind(self, source, server_jar, tmp_path):
-        line, settings = command(tmp_path, f'--input_dir={source}', *embedded(server_jar))
+        line, settings = command(tmp_path, *to_shards(tmp_path), f'--input_dir={source}', *embedded(server_jar))
         with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **settings) as job:
             wait_for(lambda: mentioning(tmp_path / 'temporary', 'java'))
             job.terminate()
@@ -213,7 +235,9 @@ class TestOnFlink:
         assert mentioning(tmp_path / 'temporary') == []
 
     def test_a_task_manager_lost_in_the_middle_changes_nothing(self, source, expected, cluster, tmp_path):
-        line, settings = command(tmp_path, f'--input_dir={source}', f'--flagfile={cluster.folder}/flags')
+        line, settings = command(
+            tmp_path, *to_shards(tmp_path), f'--input_dir={source}', f'--flagfile={cluster.folder}/flags'
+        )
         with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **settings) as job:
             wait_for(lambda: list(tmp_path.glob('shards/*.tfrecord')))
             name = wait_for(cluster.writing)

@@ -31,7 +31,7 @@ def main(name: str, folder: str, warm_up: str, batches: str) -> None:
     started = time.perf_counter()
     _drop(stream, int(batches))
     rate = BATCH * int(batches) / (time.perf_counter() - started)
-    print(json.dumps({'images_per_second': round(rate, 1)}))
+    print(json.dumps({'img/s': round(rate, 1)}))
 
 
 def _drop(stream: Iterator[Any], count: int) -> None:

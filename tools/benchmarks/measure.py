@@ -65,9 +65,18 @@ class Run:
 
     @property
     def rate(self) -> float | None:
-        """The pictures a second that it measured itself, start-up left out, if its last line says so in JSON."""
+        """The rate that it measured itself, start-up left out, if its last line says so in JSON: {unit: rate}."""
+        return next(iter(self._said.values()), None)
+
+    @property
+    def figure(self) -> str:
+        """Its rate with the unit, or its seconds if it says none."""
+        return f'{self.seconds:.1f} s' if self.rate is None else f'{self.rate:,.0f} {next(iter(self._said))}'
+
+    @property
+    def _said(self) -> dict[str, float]:
         last = self.output.strip().rpartition('\n')[2]
-        return json.loads(last)['images_per_second'] if last.startswith('{') else None
+        return json.loads(last) if last.startswith('{') else {}
 
 
 def run(command: Sequence[str], *, python: str = sys.executable, watch_memory: bool = False) -> Run:
@@ -109,8 +118,7 @@ def interleaved(commands: dict[str, Callable[[], Run]], *, runs: int) -> dict[st
         for name in list(commands)[:: 1 if number % 2 else -1]:
             one = commands[name]()
             done[name].append(one)
-            figure = f'{one.seconds:.1f} s' if one.rate is None else f'{one.rate:,.0f} img/s'
-            print(f'  run {number + 1} of {runs}: {name} {figure}', flush=True)
+            print(f'  run {number + 1} of {runs}: {name} {one.figure}', flush=True)
     return done
 
 

@@ -35,7 +35,7 @@ def main(name: str, folder: str) -> None:
     """Measures one contender."""
     shards = dataset.open_shards(str(Path(folder) / 'shards'))
     rate = UPDATES * EFFECTIVE_BATCH / CONTENDERS[name](shards)
-    print(json.dumps({'images_per_second': round(rate, 1)}))
+    print(json.dumps({'img/s': round(rate, 1)}))
 
 
 def step(shards: dataset.Shards) -> float:

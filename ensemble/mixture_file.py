@@ -1,0 +1,133 @@
+"""mixture.json: a mixture fitted on some logits, kept for other logits by the same models.
+
+Synopsis:
+
+    mixture_file.write('mixture.json', mixture, reduction.open_stores(['runs/a/logits/val', 'runs/b/logits/val']))
+    mixture = mixture_file.read('mixture.json', reduction.open_stores(['runs/a/logits/test', 'runs/b/logits/test']))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ensemble import logits
+from ensemble.mixture import Mixture
+from ensemble.reduction import Stores
+from pipeline import storage
+from pipeline.errors import InputError
+
+NAME = 'mixture.json'
+FORMAT_VERSION = 1
+MODEL = ('weights_digest', 'label_map_digest', 'tta')  # alike in two stores of logits by the same model
+
+
+def write(path: str, mixture: Mixture, stores: Stores) -> None:
+    """Writes a mixture, whole or not at all.
+
+    Args:
+        path: of the file.
+        mixture: what was fitted.
+        stores: the logits that it was fitted on.
+    """
+    models = [
+        {'logits': folder, **{name: manifest.about[name] for name in MODEL}}
+        for folder, manifest in zip(stores.folders, stores.manifests, strict=True)
+    ]
+    values = {
+        'kind': 'mixture',
+        'format_version': FORMAT_VERSION,
+        'dataset_digest': stores.manifests[0].about['dataset_digest'],
+        'split': stores.split,
+        'models': models,
+        'mixture': dataclasses.asdict(mixture),
+    }
+    storage.make_folder(os.path.dirname(path) or '.')
+    with storage.atomic_writer(path) as file:
+        file.write(json.dumps(values, indent=1).encode() + b'\n')
+
+
+def read(path: str, stores: Stores) -> Mixture:
+    """Reads a mixture for stores by the same models.
+
+    Raises:
+        InputError: no such file, a damaged one, or one for other models than the stores' or in another order.
+    """
+    mixture, models = _parse(path)
+    named = ','.join(str(model['logits']) for model in models)
+    if len(models) != len(stores.folders):
+        raise InputError(
+            f'{path}: is for {len(models)} models, --logits has {len(stores.folders)} stores; give those of the models '
+            f'that it was fitted on, in their order: {named}'
+        )
+    for model, folder, manifest in zip(models, stores.folders, stores.manifests, strict=True):
+        difference = _difference(manifest.about, model)
+        if difference:
+            raise InputError(
+                f'{folder}: not by the model that {path} was fitted on ({difference}); give the logits of its models '
+                f'in their order ({named}), or fit anew with --fit=val'
+            )
+    return mixture
+
+
+def check_same_models(fitted: Stores, used: Stores) -> None:
+    """Checks that the stores to fit on are by the same models, in order, as those that are to be combined.
+
+    Raises:
+        InputError: one isn't; names both, and the commands that make them again.
+    """
+    pairs = zip(fitted.folders, fitted.manifests, used.folders, used.manifests, strict=True)
+    for folder, manifest, other, other_manifest in pairs:
+        difference = _difference(manifest.about, other_manifest.about)
+        if difference:
+            raise InputError(
+                f'{folder} and {other} are not by the same model ({difference}); make both again: '
+                f'{logits.command(folder)} && {logits.command(other)}'
+            )
+
+
+def of_split(folder: str, split: str) -> str:
+    """The store of another split beside a store: runs/a/logits/test-tta5 -> runs/a/logits/val-tta5.
+
+    Raises:
+        InputError: the folder isn't named by its split.
+    """
+    parent, name = os.path.split(folder)
+    found = re.fullmatch(r'(train|val|test)(-.+)?', name)
+    if not found:
+        raise InputError(
+            f'{folder}: its name must begin with its split, as test or test-tta5 does, so that the logits of {split} '
+            'are found beside it'
+        )
+    return storage.join(parent or '.', split + (found[2] or ''))
+
+
+def _parse(path: str) -> tuple[Mixture, Sequence[Mapping[str, Any]]]:
+    with storage.open_read(path) as file:
+        text = file.read()
+    try:
+        values = json.loads(text)
+        if (values['kind'], values['format_version']) != ('mixture', FORMAT_VERSION):
+            raise ValueError(f'kind and format_version must be mixture and {FORMAT_VERSION}')
+        fields = {field.name: values['mixture'][field.name] for field in dataclasses.fields(Mixture)}
+        mixture = Mixture(**{**fields, 'weights': tuple(fields['weights'])})
+        models = [{name: model[name] for name in ('logits', *MODEL)} for model in values['models']]
+        if len(models) != len(mixture.weights):
+            raise ValueError(f'{len(mixture.weights)} weights for {len(models)} models')
+    except KeyError as error:
+        raise InputError(f'{path}: not a mixture that --fit=val writes: {error} is missing; fit it anew') from None
+    except (InputError, ValueError, TypeError) as error:
+        raise InputError(f'{path}: not a mixture that --fit=val writes ({error}); fit it anew') from None
+    return mixture, models
+
+
+def _difference(about: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """The first thing in which two models differ, in words; '' if they are the same."""
+    for name in MODEL:
+        if about[name] != other[name]:
+            return f'its {name} is {str(about[name])[:12]}, not {str(other[name])[:12]}'
+    return ''

@@ -1,0 +1,75 @@
+"""Pieces of shards that can be read by themselves, with all that can be wrong with one told by file and byte."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline import columns, storage
+from pipeline.errors import InputError
+
+REMEDY = 'python -m tools.inspect_shards tells what is wrong with it; python -m pipeline.convert makes it again'
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a shard that can be read by itself: manifest.CHUNK_PRODUCTS products, or the last few.
+
+    Attributes:
+        path: the shard.
+        offset: its first byte.
+        bytes: its length.
+        rows: products or pictures in it, whichever the stream is made of.
+    """
+
+    path: str
+    offset: int
+    bytes: int
+    rows: int
+
+
+def read(chunk: Chunk, memory: memoryview) -> np.ndarray:
+    """Fills memory with a chunk, and says where its records begin and end, int64 [2, n].
+
+    Raises:
+        InputError: the chunk is damaged or cut off; names the file and the byte.
+    """
+    with storage.open_ranges(chunk.path) as file:
+        count = file.read_into(memory, chunk.offset)
+    if count < chunk.bytes:
+        end = chunk.offset + chunk.bytes
+        raise InputError(f'{chunk.path}: is cut off: ends before byte {end}, which the manifest tells of; {REMEDY}')
+    try:
+        return columns.record_places(memory, offset=chunk.offset)
+    except ValueError as error:
+        raise InputError(f'{chunk.path}: {error}; {REMEDY}') from None
+
+
+def check_records(
+    chunk: Chunk, memory: memoryview, places: np.ndarray, *, parse: Callable[..., object] = columns.read
+) -> None:
+    """Raises an InputError of the first record that `parse` refuses: columns.read, or another of that module."""
+    for start, end in places.T:
+        try:
+            parse(np.frombuffer(memory, np.uint8), np.array([start]), np.array([end]))
+        except ValueError as error:
+            byte = chunk.offset + start - columns.HEAD_BYTES
+            raise InputError(f'{chunk.path}: the record at byte {byte} {error}; {REMEDY}') from None
+
+
+def check_rows(chunks: Sequence[Chunk], products: Sequence[int], images: np.ndarray | None) -> None:
+    """Raises an InputError if a chunk has another number of rows than the manifest says.
+
+    Args:
+        chunks: these.
+        products: how many each has.
+        images: pictures of each product, if they are the rows.
+    """
+    rows = products if images is None else [one.sum() for one in np.split(images, np.cumsum(products)[:-1])]
+    for chunk, count in zip(chunks, rows, strict=True):
+        if count != chunk.rows:
+            kind = 'products' if images is None else 'pictures'
+            said = f'from byte {chunk.offset} on are {count} {kind}, not the {chunk.rows} that the manifest tells of'
+            raise InputError(f'{chunk.path}: {said}; {REMEDY}')

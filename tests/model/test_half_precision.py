@@ -1,0 +1,98 @@
+"""Logits stored in half precision decide as those in single precision do, by every rule."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ensemble import rules
+from ensemble.logits import Rows
+from model import backbone, classifier, inference
+from model.accumulate import AccumulatingModel
+from tests import catalogue
+from tests.model import tiny
+
+CLASSES = 5270  # Kaggle's
+PRODUCTS = 1000
+PIECE = 50  # products at a time in float64: 8 MB a picture and view
+
+
+def log_scores(values: np.ndarray, rule: str) -> np.ndarray:
+    """Scores [P, C] in log space, float64, of P products with k rows each, float32 [P, k, C]."""
+    log_q = values.astype(np.float64)
+    log_q -= log_sum(log_q, axis=2)[..., np.newaxis]
+    middle = np.sort(log_q, axis=1)[:, [(values.shape[1] - 1) // 2, values.shape[1] // 2]]
+    return {
+        'mean': lambda: log_sum(log_q, axis=1),
+        'product': lambda: log_q.sum(axis=1),
+        'rms': lambda: log_sum(2 * log_q, axis=1),
+        'median': lambda: log_sum(middle, axis=1),
+        'power': lambda: log_sum(rules.POWER * log_q, axis=1),
+        'max': lambda: log_q.max(axis=1),
+        'first': lambda: log_q[:, 0],
+    }[rule]()
+
+
+def log_sum(values: np.ndarray, *, axis: int) -> np.ndarray:
+    highest = values.max(axis=axis, keepdims=True)
+    return np.log(np.exp(values - highest).sum(axis=axis)) + highest.squeeze(axis)
+
+
+def random_network(generator: np.random.Generator, rows: int, *, scale: float, offset: float) -> np.ndarray:
+    """A dense layer of random weights on random features: the best of 5,270 classes are as close as they can be."""
+    features = np.maximum(generator.normal(size=(rows, 256)), 0)
+    values = features @ generator.normal(size=(256, CLASSES))
+    return (scale * values / values.std() + offset).astype(np.float32)
+
+
+def small_network(generator: np.random.Generator, rows: int) -> np.ndarray:
+    """The tests' backbone with its first weights, on pictures."""
+    with tiny.known():
+        network = classifier.build(backbone.build('tiny', image_size=32, width=1), classes=CLASSES, dropout=0)
+    network.layers[-1].kernel.assign(generator.normal(size=network.layers[-1].kernel.shape))
+    pictures = np.stack([decoded(int(seed)) for seed in generator.integers(0, 10_000, rows)])
+    model = AccumulatingModel(network, micro_batch=rows)
+    parts = [model.logits(pictures[start : start + 500]).numpy() for start in range(0, rows, 500)]
+    return np.concatenate(parts)
+
+
+def decoded(seed: int) -> np.ndarray:
+    with Image.open(io.BytesIO(catalogue.jpeg(seed, seed % 7))) as image:
+        return np.asarray(image)
+
+
+NETWORKS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
+    'small': small_network,
+    'unsure': lambda generator, rows: random_network(generator, rows, scale=1, offset=0),
+    'sure': lambda generator, rows: random_network(generator, rows, scale=4, offset=0),
+    'far from 0': lambda generator, rows: random_network(generator, rows, scale=4, offset=20),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('network', NETWORKS)
+def test_every_rule_decides_as_from_single_precision_on_999_of_1000_products(network: str) -> None:
+    """Of each product 1, 2, 3 or 4 pictures, in turn."""
+    counts = 1 + np.arange(PRODUCTS) % 4
+    product = np.repeat(np.arange(PRODUCTS), counts)
+    picture = np.arange(len(product)) - np.repeat(np.cumsum(counts) - counts, counts)
+    values = NETWORKS[network](np.random.default_rng(1), len(product))
+    assert values.dtype == np.float32
+    rows = Rows(product, picture, product * 0, product * 0, inference.halved(values).numpy())
+    differ = dict.fromkeys(rules.names(), 0)
+    for first in range(0, PRODUCTS, PIECE):
+        some = np.arange(first, first + PIECE)
+        start, end = np.searchsorted(product, [first, first + PIECE])
+        products = rules.Products(rows[start:end])
+        found = {name: rules.likeliest(rules.combine(products, rules.find(name)), count=1)[0][:, 0] for name in differ}
+        for count in range(1, 5):
+            chosen = some[counts[some] == count]
+            of_chosen = values[np.searchsorted(product, chosen)[:, np.newaxis] + np.arange(count)]
+            for name, prediction in found.items():
+                expected = log_scores(of_chosen, name).argmax(axis=1)
+                differ[name] += int((prediction[chosen - first] != expected).sum())
+    assert max(differ.values()) <= PRODUCTS / 1000, differ

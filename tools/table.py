@@ -1,0 +1,350 @@
+"""The paper's Table I for runs of ours: rules x views x configurations, with intervals and tests, as Markdown and CSV.
+
+Synopsis:
+
+    rows = []
+    for store in table.find_stores(['runs/noaug', 'runs/aug'], 'val'):
+        rows += table.measure(engine, store, scratch='runs/.tmp-table')
+    print(table.markdown(rows, 'val'))
+    table.write_csv(rows, 'runs/table.csv')
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ensemble import logits, predictions, reduction, rules, scores
+from ensemble.known_images import Known
+from ensemble.mixture import Mixture
+from ensemble.reduction import Job, Stores
+from ensemble.scores import Score
+from ensemble.submission import Solution
+from model import runs
+from pipeline import dataset, storage, tables
+from pipeline.beam_job import Engine
+from pipeline.errors import InputError
+
+REFERENCE = 'mean'  # what the other rules are held against
+BEST = 'product'  # with power the paper's best
+SIGNIFICANT = 0.05
+PICTURES = tuple(range(1, dataset.PICTURES + 1))
+# Table I, accuracy on Cdiscount's validation set, by configuration and views of each picture.
+PAPER: dict[tuple[str, int], dict[str, float]] = {
+    ('noaug', 1): {
+        'mean': 0.708, 'product': 0.712, 'rms': 0.707, 'median': 0.707, 'power': 0.712, 'max': 0.706, 'first': 0.691,
+    },
+    ('noaug', 5): {
+        'mean': 0.698, 'product': 0.698, 'rms': 0.698, 'median': 0.687, 'power': 0.698, 'max': 0.697, 'first': 0.648,
+    },
+    ('aug', 1): {'mean': 0.707, 'product': 0.710, 'rms': 0.706, 'first': 0.695},
+    ('aug', 5): {'mean': 0.713, 'product': 0.715, 'rms': 0.712, 'first': 0.695},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Store:
+    """A store of logits that becomes a part of the table.
+
+    Attributes:
+        folder: where it lies.
+        configuration: the name of its run.
+        tta: views of each picture.
+        paper: the paper's accuracy of the same configuration and views by rule, as far as it gives it.
+    """
+
+    folder: str
+    configuration: str
+    tta: int
+    paper: Mapping[str, float] = field(hash=False)
+
+    @property
+    def title(self) -> str:
+        """What the table calls it."""
+        return self.configuration + (f', {self.tta} views' if self.tta > 1 else '')
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """What a rule makes of a store; the fields are columns of the table.
+
+    Attributes:
+        store: the logits.
+        views: pooled or nested.
+        rule: its name.
+        accuracy: over all products.
+        over_mean: how much more accurate it is than the rule mean, with the same store and views.
+        p_value: of McNemar's exact test of that difference.
+        top5: share of products whose category is among the five likeliest.
+        levels: shares right as far as level 1, 2 and 3 of the categories' names.
+        by_pictures: accuracy over the products with 1, 2, 3 and 4 pictures.
+        correct: bool [P], which products it has right, in the dataset's order.
+        by_seen: accuracy over the products of whose pictures one or more are in the training set, byte for byte, and
+            over the others; None if that isn't known.
+    """
+
+    store: Store
+    views: str
+    rule: str
+    accuracy: Score
+    over_mean: Score
+    p_value: float
+    top5: float
+    levels: tuple[float, ...]
+    by_pictures: tuple[Score, ...]
+    correct: np.ndarray = field(repr=False)
+    by_seen: tuple[Score, Score] | None
+
+    @property
+    def paper(self) -> float:
+        """The paper's accuracy; nan if it gives none. Its views are pooled."""
+        return self.store.paper.get(self.rule, math.nan) if self.views == rules.VIEWS[0] else math.nan
+
+
+def find_stores(folders: Sequence[str], split: str) -> list[Store]:
+    """The stores of a split's logits that runs have: of the pictures as they are, and of each number of views there is.
+
+    Args:
+        folders: of the runs.
+        split: val or test.
+    """
+    names = [os.path.basename(os.path.realpath(folder)) for folder in folders]
+    if len(set(names)) < len(names):
+        names = list(folders)
+    return [
+        Store(
+            storage.join(folder, 'logits', split if tta == 1 else f'{split}-tta{tta}'), name, tta, _paper(folder, tta)
+        )
+        for folder, name in zip(folders, names, strict=True)
+        for tta in (1, *views_made(folder, split))
+    ]
+
+
+def check_same_weights(stores: Sequence[Store], opened: Stores) -> None:
+    """Checks that all logits of a run are by the same weights.
+
+    Raises:
+        InputError: some of a run are older; names the command that makes them again.
+    """
+    first: dict[str, tuple[str, str]] = {}
+    for store, made in zip(stores, opened.manifests, strict=True):
+        digest = made.about['weights_digest']
+        folder, expected = first.setdefault(os.path.dirname(store.folder), (store.folder, digest))
+        if digest != expected:
+            raise InputError(
+                f'{store.folder}: by other weights than {folder}; make both again: {logits.command(store.folder)} && '
+                f'{logits.command(folder)}'
+            )
+
+
+def views_made(folder: str, split: str) -> list[int]:
+    """The numbers of views above 1 of which a run has logits, ascending."""
+    logits = storage.join(folder, 'logits')
+    names = storage.list_names(logits) if storage.exists(logits) else []
+    found = [re.fullmatch(rf'{split}-tta(\d+)', name) for name in names]
+    return sorted(int(name[1]) for name in found if name and name[1] != '1')
+
+
+def measure(
+    engine: Engine, store: Store, *, scratch: str, solution: Solution | None = None, known: Known | None = None
+) -> Iterator[Row]:
+    """Combines a store by all rules, in one reading, and scores what they predict.
+
+    Args:
+        engine: what runs the job.
+        store: the logits.
+        scratch: a folder for the predictions that all workers reach; the caller removes it.
+        solution: the products' categories, if the logits don't have them (test).
+        known: which of the products' pictures are in the training set.
+
+    Raises:
+        InputError: the logits can't be used, or the solution is of other products.
+    """
+    opened = reduction.open_stores([store.folder])
+    ways = [
+        Mixture(rule, views=views)
+        for views in (rules.VIEWS if store.tta > 1 else rules.VIEWS[:1])
+        for rule in rules.names()
+    ]
+    outputs = {way: storage.join(scratch, way.views, way.rule) for way in ways}
+    reduction.run(engine, opened.parts(), Job(opened, ways, list(outputs.values())))
+    for way, folder in outputs.items():  # one at a time: a table of Kaggle's size has 70 MB of predictions a row
+        found = predictions.read(folder)
+        if known and not np.array_equal(found.product_id, known.product_id):
+            raise InputError(f'{store.folder}: holds other products than the shards; make the logits again')
+        truth = solution.of(found.product_id) if solution else found.true_category_id
+        mean = predictions.read(outputs[replace(way, rule=REFERENCE)], ['category_id'])
+        correct = found.category_id == truth
+        over = mean.category_id == truth
+        yield Row(
+            store=store,
+            views=way.views,
+            rule=way.rule,
+            accuracy=scores.accuracy(correct),
+            over_mean=scores.gain(correct, over),
+            p_value=scores.p_value(correct, over),
+            top5=float(scores.among_likeliest(found.likeliest, truth).mean()),
+            levels=tuple(scores.right_by_level(found.category_id, truth, opened.label_map).mean(axis=1).tolist()),
+            by_pictures=tuple(scores.accuracy(correct[found.pictures == count]) for count in PICTURES),
+            correct=correct,
+            by_seen=None
+            if known is None
+            else (scores.accuracy(correct[known.seen > 0]), scores.accuracy(correct[known.seen == 0])),
+        )
+
+
+def markdown(rows: Sequence[Row], split: str) -> str:
+    """The table in the paper's form, what the paper found held against it, and all that was measured store by store.
+
+    Args:
+        rows: what measure() found of one store or more, of the same products.
+        split: val or test.
+    """
+    by_store: dict[Store, list[Row]] = {}
+    for row in rows:
+        by_store.setdefault(row.store, []).append(row)
+    parts = [_overview(by_store, split), _findings(rows)]
+    for store, its in by_store.items():
+        parts += [f'### {store.title}', _comparison(its), _parts(its)]
+    return '\n\n'.join(parts) + '\n'
+
+
+def write_csv(rows: Sequence[Row], path: str) -> None:
+    """Writes all numbers, a line for each store, way to take its views, and rule; what there is not is empty."""
+    lines = [_cells(row) for row in rows]
+    tables.write(path, list(lines[0]), [list(line.values()) for line in lines])
+
+
+def _overview(by_store: Mapping[Store, Sequence[Row]], split: str) -> str:
+    """Rules down, stores across; beside each what the paper has."""
+    head, lines = ['rule'], {row.rule: [row.rule] for its in by_store.values() for row in its}
+    for store, its in by_store.items():
+        head += [store.title, 'paper'] if store.paper else [store.title]
+        for row in its:
+            if row.views == rules.VIEWS[0]:
+                half = (row.accuracy.high - row.accuracy.low) / 2
+                mark = ' *' if row.p_value < SIGNIFICANT else ''
+                lines[row.rule].append(f'{row.accuracy.value:.3f} ± {half:.3f}{mark}')
+                if store.paper:
+                    lines[row.rule].append(_number(row.paper))
+    products = next(iter(by_store.values()))[0].accuracy.count
+    return (
+        f'Accuracy over the {products:,} products of {split}, ± half of its 95 % bootstrap interval; * where it '
+        f'differs from {REFERENCE} with p < {SIGNIFICANT} (McNemar, each rule by itself).\n'
+        "Views are pooled. The paper's figures are Table I's, on Cdiscount's validation set; its x0.1 is power.\n\n"
+        + _table(head, lines.values())
+    )
+
+
+def _findings(rows: Sequence[Row]) -> str:
+    """What several pictures, and several views of each, bring by the rule product: paired, on the same products."""
+    correct = {(row.store, row.rule): row.correct for row in rows if row.views == rules.VIEWS[0]}
+    plain = {store.configuration: store for store, _ in correct if store.tta == 1}
+    lines = []
+    for store in dict.fromkeys(store for store, _ in correct):
+        ours, one_view = correct[store, BEST], correct[plain[store.configuration], BEST]
+        views = _gain(ours, one_view) if store.tta > 1 else ['', '']
+        lines.append([store.title, *_gain(ours, correct[store, 'first']), *views])
+    return _table([BEST, 'over first', 'p', 'over one view', 'p'], lines)
+
+
+def _gain(correct: np.ndarray, over: np.ndarray) -> list[str]:
+    """Cells of a difference and its p value."""
+    return [_signed(scores.gain(correct, over)), _probability(scores.p_value(correct, over))]
+
+
+def _signed(score: Score) -> str:
+    return f'{score.value:+.3f} ({score.low:+.3f} to {score.high:+.3f})'
+
+
+def _probability(value: float) -> str:
+    return f'{value:.3f}' if value >= 0.001 else '< 0.001'
+
+
+def _comparison(rows: Sequence[Row]) -> str:
+    head = ['rule', 'accuracy', f'over {REFERENCE}', 'p', 'top 5', 'level 1', 'level 2', 'level 3']
+    return _table(
+        head,
+        [
+            [
+                _name(row),
+                f'{row.accuracy.value:.3f} ({row.accuracy.low:.3f} to {row.accuracy.high:.3f})',
+                _signed(row.over_mean),
+                _probability(row.p_value),
+                *map(_number, (row.top5, *row.levels)),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _parts(rows: Sequence[Row]) -> str:
+    """Accuracy over parts of the products; in the head how many there are."""
+    names = ['1 picture', *(f'{count} pictures' for count in PICTURES[1:])]
+    parts = rows[0].by_pictures
+    if rows[0].by_seen:
+        names += ['a picture seen', 'none seen']
+        parts += rows[0].by_seen
+    head = [f'{name} ({part.count:,})' for name, part in zip(names, parts, strict=True)]
+    lines = [[_name(row), *(_number(part.value) for part in (*row.by_pictures, *(row.by_seen or ())))] for row in rows]
+    return _table(['rule', *head], lines)
+
+
+def _cells(row: Row) -> dict[str, object]:
+    """A line of the .csv file by column."""
+    cells: dict[str, object] = {
+        'configuration': row.store.configuration,
+        'tta': row.store.tta,
+        'views': row.views,
+        'rule': row.rule,
+        'products': row.accuracy.count,
+    }
+    for name, score in (('accuracy', row.accuracy), (f'over_{REFERENCE}', row.over_mean)):
+        cells |= {name: score.value, f'{name}_low': score.low, f'{name}_high': score.high}
+    cells |= {'p_value': row.p_value, 'top5': row.top5}
+    cells |= {f'level{level}': share for level, share in enumerate(row.levels, start=1)}
+    parts = dict(zip((f'{count}_pictures' for count in PICTURES), row.by_pictures, strict=True))
+    if row.by_seen:
+        parts |= dict(zip(('seen', 'unseen'), row.by_seen, strict=True))
+    for name, score in parts.items():
+        cells |= {f'accuracy_{name}': score.value, f'products_{name}': score.count}
+    cells['paper'] = row.paper
+    return {name: _cell(value) for name, value in cells.items()}
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, float):
+        return '' if math.isnan(value) else f'{value:.6g}'
+    return value
+
+
+def _number(value: float) -> str:
+    return '' if math.isnan(value) else f'{value:.3f}'
+
+
+def _name(row: Row) -> str:
+    return row.rule if row.views == rules.VIEWS[0] else f'{row.rule}, {row.views}'
+
+
+def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A Markdown table whose columns stand under each other as plain text too."""
+    cells = [list(head), *map(list, lines)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ['-' * width for width in widths])
+    return '\n'.join(
+        '| ' + ' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + ' |' for line in cells
+    )
+
+
+def _paper(folder: str, tta: int) -> Mapping[str, float]:
+    """The paper's figures for the configuration that a run's settings make it; without settings its name does."""
+    name = os.path.basename(os.path.realpath(folder))
+    if storage.exists(storage.join(folder, runs.SETTINGS_NAME)):
+        settings = runs.read_settings(folder)
+        name = 'aug' if settings.get('crop_probability') or settings.get('flip_probability') else 'noaug'
+    return PAPER.get((name, tta), {})
