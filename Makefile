@@ -57,10 +57,10 @@ bench: .venv/installed .venv-peers/installed
 	.venv-peers/bin/pip install --quiet --disable-pip-version-check --requirement constraints-peers.txt
 	touch $@
 
-# $(call install,ENVIRONMENT,CONSTRAINTS): all that demo, tests and checks need, in the versions listed.
+# $(call install,ENVIRONMENT,CONSTRAINTS): all that demo, reports, tests and checks need, in the versions listed.
 define install
 	$(call environment,$(1))
-	PIP_CONSTRAINT=$(2) $(1)/bin/pip install --quiet --disable-pip-version-check --editable '.[demo,test]'
+	PIP_CONSTRAINT=$(2) $(1)/bin/pip install --quiet --disable-pip-version-check --editable '.[demo,report,test]'
 endef
 
 # $(call environment,FOLDER): an empty one.
