@@ -64,7 +64,7 @@ def likeliest(scores: Any, *, count: int = rules.LIKELIEST) -> tuple[Any, Any]:
     scores = tf.maximum(scores, LOWEST)
     found, labels = tf.math.top_k(scores, min(count, scores.shape[-1]))
     best = tf.reduce_max(tf.nn.softmax(scores), axis=1, keepdims=True)
-    return labels, best * tf.exp(found - found[:, :1])
+    return labels, best * _exp(found - found[:, :1])
 
 
 def _log_probabilities(logits: Any) -> Any:

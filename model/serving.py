@@ -62,6 +62,7 @@ def _checks(pictures: tf.Tensor, present: tf.Tensor) -> list[tf.Operation]:
     counts = tf.reduce_sum(tf.cast(present, tf.int32), axis=1)
     is_jpeg = tf.strings.substr(pictures, 0, 3) == b'\xff\xd8\xff'
     rules = [
+        (tf.shape(pictures)[:1] > 0, 'there must be a product'),
         (counts > 0, 'every product must have a picture; none has product (from 0)'),
         (counts <= PICTURES, f'a product may have {PICTURES} pictures at most; more has product (from 0)'),
         (is_jpeg | ~present, 'every picture must be a JPEG file; none is (product, place, from 0)'),
