@@ -122,20 +122,13 @@ def _kept(
         kept = {file.name: file for file in found if file}
     else:
         kept = {file.name: file for file in listed if journal.is_sound(folder, file)}
-        if len(kept) == len(files) and _has_categories(folder, label_map):
+        if len(kept) == len(files) and categories.is_in(label_map, folder):
             return kept
         for file in kept.values():
             journal.note(folder, file, identity=identity)
     if storage.exists(path):
         storage.remove(path)
     return kept
-
-
-def _has_categories(folder: str, label_map: Categories) -> bool:
-    try:
-        return categories.read(folder).digest() == label_map.digest()
-    except InputError:
-        return False
 
 
 def _listed(folder: str, about: dict[str, Any]) -> tuple[FileInfo, ...] | None:

@@ -174,7 +174,8 @@ def main(argv: list[str]) -> None:
     if worker:
         print(f'worker {worker} of {workers} is done; the first one predicts')
         return
-    categories.write(shards.label_map, RUN_DIR.value)
+    if not categories.is_in(shards.label_map, RUN_DIR.value):
+        categories.write(shards.label_map, RUN_DIR.value)
     # The other machines don't predict, and the strategy of all would wait for them.
     strategy = strategy if workers == 1 else tf.distribute.get_strategy()
     with strategy.scope():
