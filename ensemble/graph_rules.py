@@ -38,7 +38,7 @@ def log_scores(logits: Any, present: Any, *, rule: str, power: float = rules.POW
     if rule == 'product':
         return tf.reduce_sum(tf.where(some, logits, 0), axis=1)
     if rule == 'first':
-        return tf.gather(logits, tf.argmax(present, axis=1), axis=1, batch_dims=1)
+        return tf.gather(logits, tf.argmax(tf.cast(present, tf.int32), axis=1), axis=1, batch_dims=1)
     logs = _log_probabilities(logits)
     if rule == 'max':
         return tf.reduce_max(tf.where(some, logs, -math.inf), axis=1)

@@ -11,6 +11,7 @@ from model.answers import Options
 from pipeline import graph_pictures
 from pipeline.categories import Categories
 from pipeline.dataset import PICTURES
+from pipeline.pictures import JPEG
 
 SEPARATOR = ' > '  # between the names of a category's levels
 
@@ -60,7 +61,7 @@ def write(folder: str, model: AccumulatingModel, label_map: Categories, options:
 def _checks(pictures: tf.Tensor, present: tf.Tensor) -> list[tf.Operation]:
     """What must hold before anything is decoded; each says the rule and where it is broken."""
     counts = tf.reduce_sum(tf.cast(present, tf.int32), axis=1)
-    is_jpeg = tf.strings.substr(pictures, 0, 3) == b'\xff\xd8\xff'
+    is_jpeg = tf.strings.substr(pictures, 0, len(JPEG)) == JPEG
     rules = [
         (tf.shape(pictures)[:1] > 0, 'there must be a product'),
         (counts > 0, 'every product must have a picture; none has product (from 0)'),

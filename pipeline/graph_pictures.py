@@ -30,7 +30,7 @@ def _decode(picture: Any) -> Any:
     height, width, _ = tf.unstack(tf.io.extract_jpeg_shape(picture))
     # Not the product alone: it may be too large for an int32.
     small = (height <= LONGEST) & (width <= LONGEST) & (height * width <= LARGEST)
-    said = f'a picture may have {LARGEST:,} pixels and {LONGEST:,} a side, not (width, height)'
+    said = f'a picture may have {LARGEST:,} pixels and {LONGEST:,} a side at most; one has (width, height)'
     with tf.control_dependencies([tf.debugging.Assert(small, [said, width, height])]):  # before memory is taken for it
         pixels = tf.io.decode_jpeg(picture, channels=3, dct_method='INTEGER_ACCURATE', fancy_upscaling=True)
     usual = tf.reduce_all(tf.shape(pixels) == SHAPE)

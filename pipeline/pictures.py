@@ -28,6 +28,7 @@ LARGEST = 2**24  # pixels; 50 MB decoded
 LONGEST = 2**13  # pixels a side; 12 MB of weights to resize one
 STRIP = 2**20  # values resized at a time; 8 MB each
 GREY = 128
+JPEG = b'\xff\xd8\xff'  # how such a file begins
 AS_GREY = 'taken as grey: '  # what is said of a picture of which nothing can be decoded begins so
 
 

@@ -39,8 +39,6 @@ SEED = flags.DEFINE_integer('seed', 0, 'Of the views.', flag_values=FLAGS)
 TOP = flags.DEFINE_integer('top', rules.LIKELIEST, 'How many categories are named.', lower_bound=1, flag_values=FLAGS)
 JSON = flags.DEFINE_bool('json', False, 'Print one JSON object instead of a table.', flag_values=FLAGS)
 
-JPEG = b'\xff\xd8\xff'
-
 
 def main(argv: list[str]) -> None:
     """Classifies the product whose pictures are named on the command line."""
@@ -85,7 +83,7 @@ def read_picture(path: str) -> np.ndarray:
     """
     with storage.open_read(path) as file:
         data = file.read()
-    if not data.startswith(JPEG):
+    if not data.startswith(pictures.JPEG):
         return pictures.resized(_read_by_pillow(path, data))
     pixels = np.empty((1, *pictures.SHAPE), np.uint8)
     for _, problem in pictures.decode_into(pixels, [memoryview(data)]):
