@@ -274,13 +274,13 @@ def _reduce(
     engine: Engine, stores: Stores, ways: list[Mixture], folders: list[str], known: Known | None = None
 ) -> None:
     """Runs the job."""
+    parts = stores.parts()
     rows = ' and '.join(f'{made.images(stores.split):,}' for made in stores.manifests)
     print(
         f'combining {rows} rows of {stores.products:,} products in {", ".join(stores.folders)} '
-        f'({len(stores.parts())} files) by {", ".join(way.rule for way in ways)}',
+        f'({len(parts)} files) by {", ".join(way.rule for way in ways)}',
         flush=True,
     )
-    parts = stores.parts()
     if known:
         ends = np.cumsum([part.files[0].products for part in parts])[:-1]
         category_id = np.where(known.label < 0, UNKNOWN, stores.label_map.ids[known.label])
