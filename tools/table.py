@@ -15,7 +15,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -173,14 +173,16 @@ def measure(
     ]
     outputs = {way: storage.join(scratch, way.views, way.rule) for way in ways}
     reduction.run(engine, opened.parts(), Job(opened, ways, list(outputs.values())))
+    means = {
+        way.views: predictions.read(outputs[way], ['category_id']).category_id for way in ways if way.rule == REFERENCE
+    }
     for way, folder in outputs.items():  # one at a time: a table of Kaggle's size has 70 MB of predictions a row
         found = predictions.read(folder)
         if known and not np.array_equal(found.product_id, known.product_id):
             raise InputError(f'{store.folder}: holds other products than the shards; make the logits again')
         truth = solution.of(found.product_id) if solution else found.true_category_id
-        mean = predictions.read(outputs[replace(way, rule=REFERENCE)], ['category_id'])
         correct = found.category_id == truth
-        over = mean.category_id == truth
+        over = means[way.views] == truth
         yield Row(
             store=store,
             views=way.views,
