@@ -23,7 +23,18 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from ensemble import fit, known_images, mixture, mixture_file, predictions, reduction, rules, scores, submission
+from ensemble import (
+    fit,
+    known_images,
+    logits_folder,
+    mixture,
+    mixture_file,
+    predictions,
+    reduction,
+    rules,
+    scores,
+    submission,
+)
 from ensemble.known_images import Known
 from ensemble.mixture import Mixture
 from ensemble.predictions import UNKNOWN, Predictions
@@ -156,7 +167,7 @@ def _read_mixture(path: str, stores: Stores) -> Mixture:
 
 def _open_fit(stores: Stores, split: str) -> Stores:
     """The same models' logits of another split, to fit on."""
-    found = reduction.open_stores([mixture_file.of_split(folder, split) for folder in stores.folders])
+    found = reduction.open_stores([logits_folder.of_split(folder, split) for folder in stores.folders])
     mixture_file.check_same_models(found, stores)
     return found
 
@@ -168,7 +179,7 @@ def _fit(engine: Engine, stores: Stores, start: Mixture, *, output_dir: str) -> 
     print(fit.table(stores, found, fit.cross_validate(engine, stores, found, output_dir=output_dir)))
     path = storage.join(output_dir, mixture_file.NAME)
     mixture_file.write(path, found.every.mixture, stores)
-    test = ','.join(mixture_file.of_split(folder, 'test') for folder in stores.folders)
+    test = ','.join(logits_folder.of_split(folder, 'test') for folder in stores.folders)
     print(f'wrote {path}; to use it again: python -m ensemble.combine --weights={path} --logits={test}', flush=True)
     return found.every.mixture
 
@@ -274,13 +285,13 @@ def _reduce(
     engine: Engine, stores: Stores, ways: list[Mixture], folders: list[str], known: Known | None = None
 ) -> None:
     """Runs the job."""
+    parts = stores.parts()
     rows = ' and '.join(f'{made.images(stores.split):,}' for made in stores.manifests)
     print(
         f'combining {rows} rows of {stores.products:,} products in {", ".join(stores.folders)} '
-        f'({len(stores.parts())} files) by {", ".join(way.rule for way in ways)}',
+        f'({len(parts)} files) by {", ".join(way.rule for way in ways)}',
         flush=True,
     )
-    parts = stores.parts()
     if known:
         ends = np.cumsum([part.files[0].products for part in parts])[:-1]
         category_id = np.where(known.label < 0, UNKNOWN, stores.label_map.ids[known.label])
@@ -291,7 +302,7 @@ def _reduce(
 
 def _command(rule: str, stores: Stores) -> str:
     """The command that combines the same models' test logits in the same way."""
-    folders = ','.join(mixture_file.of_split(folder, 'test') for folder in stores.folders)
+    folders = ','.join(logits_folder.of_split(folder, 'test') for folder in stores.folders)
     flags_given = [flag for flag in (POWER, VIEWS, WEIGHTS, ACROSS) if FLAGS[flag.name].present]
     given = ''.join(f' --{flag.name}={flag.value}' for flag in flags_given)
     return f'python -m ensemble.combine --rule {rule}{given} --logits={folders}'

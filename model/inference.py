@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ensemble import logits
+from ensemble import logits, logits_folder
 from model.accumulate import AccumulatingModel
 from pipeline import categories, dataset, journal, manifest, program, storage
 from pipeline.augment import Augmentation
@@ -52,13 +52,6 @@ class Options:
     best: bool = False
 
 
-def folder_of(run_dir: str, options: Options) -> str:
-    """Where these logits lie in a run."""
-    name = options.split + (f'-tta{options.tta}' if options.tta > 1 else '')
-    name += ('-best' if options.best else '') + (f'-top{options.top_k}' if options.top_k else '')
-    return storage.join(run_dir, 'logits', name)
-
-
 def predict_split(model: AccumulatingModel, shards: Shards, options: Options, *, run_dir: str) -> str:
     """Writes the logits of every picture of a split, or those that are missing; says what it did.
 
@@ -83,7 +76,7 @@ def predict_split(model: AccumulatingModel, shards: Shards, options: Options, *,
         )
     if options.top_k >= classes:
         raise InputError(f'--top_k={options.top_k}: there are only {classes} categories; 0 stores all their logits')
-    folder = folder_of(run_dir, options)
+    folder = logits_folder.folder(run_dir, options.split, tta=options.tta, best=options.best, top_k=options.top_k)
     about: dict[str, Any] = {
         'split': options.split,
         'tta': options.tta,

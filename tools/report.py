@@ -13,11 +13,9 @@ from __future__ import annotations
 from pipeline import program  # first: it quiets the logs of what is imported below
 
 # isort: split
-import os
-
 from absl import flags
 
-from ensemble import known_images, reduction, submission
+from ensemble import known_images, logits_folder, reduction, submission
 from ensemble.known_images import Known
 from ensemble.reduction import Stores
 from ensemble.submission import Solution
@@ -77,9 +75,8 @@ def _make_table(engine: Engine, folders: list[str], *, output_dir: str) -> None:
     table.write_csv(rows, f'{path}.csv')
     print(f'\n{text}')
     best = max(rows, key=lambda row: row.accuracy.value)
-    parent, name = os.path.split(best.store.folder)
-    logits = storage.join(parent, f'test{name.removeprefix(SPLIT.value)}')
     views = '' if best.views == 'pooled' else f' --views={best.views}'
+    logits = logits_folder.of_split(best.store.folder, 'test')
     print(
         f'wrote {path}.md and {path}.csv; next, the submission of the best here: '
         f'python -m ensemble.combine --rule {best.rule}{views} --logits={logits}'
@@ -88,11 +85,11 @@ def _make_table(engine: Engine, folders: list[str], *, output_dir: str) -> None:
 
 def _tell_missing(folders: list[str]) -> None:
     """Says which logits with several views some runs have and others lack, and how to make them."""
-    made = {folder: table.views_made(folder, SPLIT.value) for folder in folders}
+    made = {folder: logits_folder.views_made(folder, SPLIT.value) for folder in folders}
     for tta in sorted({VIEWS}.union(*made.values())):
         for folder in folders:
             if tta not in made[folder]:
-                command = f'python -m model.predict --run_dir={folder} --split={SPLIT.value} --tta={tta}'
+                command = logits_folder.command(logits_folder.folder(folder, SPLIT.value, tta=tta))
                 print(f'{folder}: has no logits of {tta} views; to have them in the table: {command}')
 
 

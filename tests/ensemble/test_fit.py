@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ensemble import combine, fit, likelihood, logits, mixture_file, predictions, reduction
+from ensemble import combine, fit, likelihood, logits, predictions, reduction
 from ensemble.logits import Rows
 from ensemble.mixture import Mixture
 from ensemble.reduction import Stores
@@ -336,19 +336,6 @@ def test_val_logits_themselves_are_only_fitted_on(runs: Path, capsys: pytest.Cap
     assert capsys.readouterr().out.endswith(f'--logits={runs}/a/logits/test,{runs}/b/logits/test\n')
     run(runs, f'--weights={runs}/ensemble/mixture.json', stores='a/logits/val,b/logits/val')
     assert 'may have been fitted on these products, which flatters it' in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ('folder', 'expected'),
-    [
-        ('runs/a/logits/test', 'runs/a/logits/val'),
-        ('runs/a/logits/test-tta5-best', 'runs/a/logits/val-tta5-best'),
-        ('s3://bucket/a/test-best', 's3://bucket/a/val-best'),
-        ('/x/val', '/x/val'),
-    ],
-)
-def test_the_val_logits_are_beside_the_test_logits(folder: str, expected: str) -> None:
-    assert mixture_file.of_split(folder, 'val') == expected
 
 
 @pytest.mark.parametrize(

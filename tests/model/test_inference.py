@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from ensemble import logits
-from model import backbone, classifier, inference, predict, runs
+from model import backbone, classifier, predict, runs
 from pipeline import categories, dataset, journal, manifest, program
 from pipeline.errors import InputError
 from tests import shards as small
@@ -282,24 +282,3 @@ def test_a_model_of_other_categories_is_refused(shards, run_dir):
     write_model(run_dir, seed=1, classes=8)
     with pytest.raises(InputError, match='its model has 8 categories, the shards in .* have 7'):
         predict.main(arguments(shards, run_dir))
-
-
-@pytest.mark.parametrize(
-    ('options', 'name'),
-    [
-        ({}, 'val'),
-        ({'tta': 5}, 'val-tta5'),
-        ({'top_k': 100}, 'val-top100'),
-        ({'tta': 5, 'best': True, 'top_k': 100}, 'val-tta5-best-top100'),
-    ],
-)
-def test_what_decides_the_logits_decides_the_folder(options, name):
-    found = inference.folder_of('runs/a', inference.Options('val', 1, **options))
-    assert found == f'runs/a/logits/{name}'
-
-
-def test_a_folder_without_a_finished_store_names_the_command_that_makes_it():
-    options = inference.Options('val', 1, tta=5, best=True, top_k=100)
-    remedy = '--run_dir=runs/a --split=val --tta=5 --top_k=100 --best$'
-    with pytest.raises(InputError, match=remedy):
-        logits.read_manifest(inference.folder_of('runs/a', options))
