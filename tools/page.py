@@ -121,6 +121,11 @@ def text(words: str, *, faint: bool = False) -> Markup:
     return _block('text', words, faint)
 
 
+def hint(words: str, more: str) -> Markup:
+    """Words, for a block or a table's cell, with more to say when they are pointed at."""
+    return _block('hint', words, more)
+
+
 def heading(words: str) -> Markup:
     """A heading within a section."""
     return _block('heading', words)

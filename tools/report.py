@@ -15,9 +15,8 @@ from pipeline import program  # first: it quiets the logs of what is imported be
 # isort: split
 from absl import flags
 
-from ensemble import known_images, logits_folder, reduction, submission
+from ensemble import logits_folder, reduction, submission
 from ensemble.known_images import Known
-from ensemble.reduction import Stores
 from ensemble.submission import Solution
 from pipeline import beam_job, storage
 from pipeline.beam_job import Engine
@@ -39,7 +38,6 @@ SHARDS_DIR = flags.DEFINE_string(
 OUTPUT_DIR = flags.DEFINE_string(
     'output_dir', '', "Folder for what is written; if empty, the first run's folder.", flag_values=FLAGS
 )
-VIEWS = 5  # the paper's
 
 
 def main(argv: list[str]) -> None:
@@ -66,8 +64,8 @@ def _make_table(engine: Engine, folders: list[str], *, output_dir: str) -> None:
     for older in (f'{path}.md', f'{path}.csv'):
         if storage.exists(older):
             storage.remove(older)
-    _tell_missing(folders)
-    known = _find_known(engine, opened, output_dir=output_dir)
+    table.tell_missing(folders, SPLIT.value)
+    known = table.find_known(engine, opened, shards_dir=SHARDS_DIR.value, output_dir=output_dir)
     rows = _measure(engine, stores, solution, known, output_dir=output_dir)
     text = table.markdown(rows, SPLIT.value)
     with storage.atomic_writer(f'{path}.md') as file:
@@ -81,26 +79,6 @@ def _make_table(engine: Engine, folders: list[str], *, output_dir: str) -> None:
         f'wrote {path}.md and {path}.csv; next, the submission of the best here: '
         f'python -m ensemble.combine --rule {best.rule}{views} --logits={logits}'
     )
-
-
-def _tell_missing(folders: list[str]) -> None:
-    """Says which logits with several views some runs have and others lack, and how to make them."""
-    made = {folder: logits_folder.views_made(folder, SPLIT.value) for folder in folders}
-    for tta in sorted({VIEWS}.union(*made.values())):
-        for folder in folders:
-            if tta not in made[folder]:
-                command = logits_folder.command(logits_folder.folder(folder, SPLIT.value, tta=tta))
-                print(f'{folder}: has no logits of {tta} views; to have them in the table: {command}')
-
-
-def _find_known(engine: Engine, opened: Stores, *, output_dir: str) -> Known | None:
-    """Which pictures of the products are in the training set, too; None if it can't be known."""
-    try:
-        known_images.check(SHARDS_DIR.value, digest=opened.dataset_digest)
-    except InputError as error:
-        print(f'left out, which pictures the training set has too: {error}')
-        return None
-    return known_images.find(engine, SHARDS_DIR.value, SPLIT.value, output_dir=output_dir)
 
 
 def _measure(

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ensemble import logits_folder, predictions, reduction, rules, scores
+from ensemble import known_images, logits_folder, predictions, reduction, rules, scores
 from ensemble.known_images import Known
 from ensemble.mixture import Mixture
 from ensemble.reduction import Job, Stores
@@ -28,11 +28,14 @@ from model import runs
 from pipeline import dataset, storage, tables
 from pipeline.beam_job import Engine
 from pipeline.errors import InputError
+from tools.reports import calibration
+from tools.reports.calibration import Calibration
 
 REFERENCE = 'mean'  # what the other rules are held against
 BEST = 'product'  # with power the paper's best
 SIGNIFICANT = 0.05
 PICTURES = tuple(range(1, dataset.PICTURES + 1))
+VIEWS = 5  # the paper's
 # Table I, accuracy on Cdiscount's validation set, by configuration and views of each picture.
 PAPER: dict[tuple[str, int], dict[str, float]] = {
     ('noaug', 1): {
@@ -85,6 +88,7 @@ class Row:
         correct: bool [P], which products it has right, in the dataset's order.
         by_seen: accuracy over the products of whose pictures one or more are in the training set, byte for byte, and
             over the others; None if that isn't known.
+        calibration: of the predictions' probabilities.
     """
 
     store: Store
@@ -98,6 +102,7 @@ class Row:
     by_pictures: tuple[Score, ...]
     correct: np.ndarray = field(repr=False)
     by_seen: tuple[Score, Score] | None
+    calibration: Calibration
 
     @property
     def paper(self) -> float:
@@ -139,6 +144,26 @@ def check_same_weights(stores: Sequence[Store], opened: Stores) -> None:
             )
 
 
+def tell_missing(folders: Sequence[str], split: str) -> None:
+    """Says which logits with several views some runs have and others lack, and how to make them."""
+    made = {folder: logits_folder.views_made(folder, split) for folder in folders}
+    for tta in sorted({VIEWS}.union(*made.values())):
+        for folder in folders:
+            if tta not in made[folder]:
+                command = logits_folder.command(logits_folder.folder(folder, split, tta=tta))
+                print(f'{folder}: has no logits of {tta} views; to have them in the table: {command}')
+
+
+def find_known(engine: Engine, opened: Stores, *, shards_dir: str, output_dir: str) -> Known | None:
+    """Which pictures of the products are in the training set, too; None if it can't be known, which is told."""
+    try:
+        known_images.check(shards_dir, digest=opened.dataset_digest)
+    except InputError as error:
+        print(f'left out, which pictures the training set has too: {error}')
+        return None
+    return known_images.find(engine, shards_dir, opened.split, output_dir=output_dir)
+
+
 def measure(
     engine: Engine, store: Store, *, scratch: str, solution: Solution | None = None, known: Known | None = None
 ) -> Iterator[Row]:
@@ -160,7 +185,7 @@ def measure(
         for views in (rules.VIEWS if store.tta > 1 else rules.VIEWS[:1])
         for rule in rules.names()
     ]
-    outputs = {way: storage.join(scratch, way.views, way.rule) for way in ways}
+    outputs = {way: predictions_folder(scratch, views=way.views, rule=way.rule) for way in ways}
     reduction.run(engine, opened.parts(), Job(opened, ways, list(outputs.values())))
     means = {
         way.views: predictions.read(outputs[way], ['category_id']).category_id for way in ways if way.rule == REFERENCE
@@ -186,7 +211,13 @@ def measure(
             by_seen=None
             if known is None
             else (scores.accuracy(correct[known.seen > 0]), scores.accuracy(correct[known.seen == 0])),
+            calibration=calibration.measure(found.probability, correct),
         )
+
+
+def predictions_folder(scratch: str, *, views: str, rule: str) -> str:
+    """Where measure() leaves what a rule predicts."""
+    return storage.join(scratch, views, rule)
 
 
 def markdown(rows: Sequence[Row], split: str) -> str:
@@ -199,7 +230,8 @@ def markdown(rows: Sequence[Row], split: str) -> str:
     by_store: dict[Store, list[Row]] = {}
     for row in rows:
         by_store.setdefault(row.store, []).append(row)
-    parts = [_overview(by_store, split), _findings(rows)]
+    head = [BEST, 'over first', 'p', 'over one view', 'p']
+    parts = [_overview(by_store, split), _table(head, findings(rows))]
     for store, its in by_store.items():
         parts += [f'### {store.title}', _comparison(its), _parts(its)]
     return '\n\n'.join(parts) + '\n'
@@ -232,8 +264,12 @@ def _overview(by_store: Mapping[Store, Sequence[Row]], split: str) -> str:
     )
 
 
-def _findings(rows: Sequence[Row]) -> str:
-    """What several pictures, and several views of each, bring by the rule product: paired, on the same products."""
+def findings(rows: Sequence[Row]) -> list[list[str]]:
+    """What several pictures, and several views of each, bring by the rule product: paired, on the same products.
+
+    Returns:
+        for each store its title, the difference to the rule first and its p value, and those to the logits of one view.
+    """
     correct = {(row.store, row.rule): row.correct for row in rows if row.views == rules.VIEWS[0]}
     plain = {store.configuration: store for store, _ in correct if store.tta == 1}
     lines = []
@@ -241,19 +277,21 @@ def _findings(rows: Sequence[Row]) -> str:
         ours, one_view = correct[store, BEST], correct[plain[store.configuration], BEST]
         views = _gain(ours, one_view) if store.tta > 1 else ['', '']
         lines.append([store.title, *_gain(ours, correct[store, 'first']), *views])
-    return _table([BEST, 'over first', 'p', 'over one view', 'p'], lines)
+    return lines
 
 
 def _gain(correct: np.ndarray, over: np.ndarray) -> list[str]:
     """Cells of a difference and its p value."""
-    return [_signed(scores.gain(correct, over)), _probability(scores.p_value(correct, over))]
+    return [signed(scores.gain(correct, over)), probability(scores.p_value(correct, over))]
 
 
-def _signed(score: Score) -> str:
+def signed(score: Score) -> str:
+    """A difference with its interval."""
     return f'{score.value:+.3f} ({score.low:+.3f} to {score.high:+.3f})'
 
 
-def _probability(value: float) -> str:
+def probability(value: float) -> str:
+    """A p value."""
     return f'{value:.3f}' if value >= 0.001 else '< 0.001'
 
 
@@ -263,10 +301,10 @@ def _comparison(rows: Sequence[Row]) -> str:
         head,
         [
             [
-                _name(row),
+                name_of(row),
                 f'{row.accuracy.value:.3f} ({row.accuracy.low:.3f} to {row.accuracy.high:.3f})',
-                _signed(row.over_mean),
-                _probability(row.p_value),
+                signed(row.over_mean),
+                probability(row.p_value),
                 *map(_number, (row.top5, *row.levels)),
             ]
             for row in rows
@@ -275,15 +313,17 @@ def _comparison(rows: Sequence[Row]) -> str:
 
 
 def _parts(rows: Sequence[Row]) -> str:
-    """Accuracy over parts of the products; in the head how many there are."""
+    lines = [[name_of(row), *(_number(part.value) for part in parts_of(row).values())] for row in rows]
+    return _table(['rule', *parts_of(rows[0])], lines)
+
+
+def parts_of(row: Row) -> dict[str, Score]:
+    """Accuracy over parts of the products, by what they are and how many there are."""
     names = ['1 picture', *(f'{count} pictures' for count in PICTURES[1:])]
-    parts = rows[0].by_pictures
-    if rows[0].by_seen:
+    if row.by_seen:
         names += ['a picture seen', 'none seen']
-        parts += rows[0].by_seen
-    head = [f'{name} ({part.count:,})' for name, part in zip(names, parts, strict=True)]
-    lines = [[_name(row), *(_number(part.value) for part in (*row.by_pictures, *(row.by_seen or ())))] for row in rows]
-    return _table(['rule', *head], lines)
+    parts = zip(names, (*row.by_pictures, *(row.by_seen or ())), strict=True)
+    return {f'{name} ({part.count:,})': part for name, part in parts}
 
 
 def _cells(row: Row) -> dict[str, object]:
@@ -318,7 +358,8 @@ def _number(value: float) -> str:
     return '' if math.isnan(value) else f'{value:.3f}'
 
 
-def _name(row: Row) -> str:
+def name_of(row: Row) -> str:
+    """What a line of the table is called: its rule, and its way to take views where that isn't the paper's."""
     return row.rule if row.views == rules.VIEWS[0] else f'{row.rule}, {row.views}'
 
 

@@ -21,6 +21,7 @@ from pipeline.errors import InputError
 from pipeline.records import Product
 from tests import shards
 from tools import report, table
+from tools.reports import calibration
 
 # Levels 1: A, A, B; levels 2: (A, X), (A, Y), (B, X).
 LABEL_MAP = Categories(np.array([1000, 1010, 1020]), (('A', 'X', 'RUG'), ('A', 'Y', 'RUG'), ('B', 'X', 'RUG')))
@@ -200,6 +201,7 @@ def test_a_difference_beyond_chance_has_a_mark() -> None:
             by_pictures=(scores.accuracy(correct),) * 4,
             correct=correct,
             by_seen=None,
+            calibration=calibration.measure(np.ones(10), correct),
         )
         for rule, correct in (('mean', none), ('product', every), ('first', none))
     ]
