@@ -310,7 +310,7 @@ def _log(updates: int, *, seconds: float, replicas: int) -> None:
     """Adds a line on this call's training, finished or ended as asked, to the run's worklog.
 
     The time is all that training takes: making the network, updates, validations, checkpoints, and the evaluation at
-    the end. So the sum over the lines is that of the run, if no call was killed.
+    the end. So the sum over the lines is that of the run, but for calls that were killed or ended before an update.
     """
     counts = {'images': updates * _effective_batch(replicas), 'updates': updates}
     worklog.add(RUN_DIR.value, 'train', seconds=seconds, counts=counts, replicas=replicas)

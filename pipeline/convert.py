@@ -205,7 +205,7 @@ def _log(made: manifest.Manifest, report: beam_job.Report, *, seconds: float, so
         'images': sum(file.images for file in made.files),
         'source_bytes': source_bytes,
         'shards': len(made.files),
-        'kept_shards': report.counts.get('kept', 0),  # of an earlier, interrupted conversion
+        'kept_shards': report.counts.get('kept', 0),  # by an interrupted conversion; counted above, too
     }
     worklog.add(OUTPUT_DIR.value, 'convert', seconds=seconds, counts=counts)
 

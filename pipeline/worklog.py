@@ -2,7 +2,7 @@
 
 A log only: nothing reads it to decide anything, and it is no part of the dataset, run or store beside which it lies.
 Programs add a line when a piece of work is finished; a program that is killed (kill -9) leaves none for what it did.
-Two programs that add at the same moment keep one of their lines.
+Of two programs that add at the same moment one may lose its line.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Entry:
         seconds: how long it took.
         counts: of what was worked on, such as images, products and bytes.
         versions: of python and, by its name, of each of PACKAGES that is installed.
-        cores: the machine's CPU cores.
+        cores: the machine's CPU cores; of several machines those of the first, as with its GPUs.
         gpus: names of the GPUs that TensorFlow sees; () if there are none, or the work was done without TensorFlow.
         replicas: devices that shared the work; None if it isn't work of that kind.
     """
