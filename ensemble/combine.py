@@ -17,8 +17,10 @@ from __future__ import annotations
 from pipeline import program  # first: it quiets the logs of what is imported below
 
 # isort: split
+import contextlib
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from absl import flags
@@ -41,7 +43,7 @@ from ensemble.predictions import UNKNOWN, Predictions
 from ensemble.reduction import Job, Part, Stores
 from ensemble.scores import Score
 from ensemble.submission import Solution
-from pipeline import beam_job, storage, tables
+from pipeline import beam_job, storage, tables, worklog
 from pipeline.beam_job import Engine
 from pipeline.errors import InputError
 
@@ -106,17 +108,34 @@ def main(argv: list[str]) -> None:
         known_images.check(SHARDS_DIR.value, digest=stores.dataset_digest)
     output_dir = OUTPUT_DIR.value or _output_dir(folders)
     if compare:
-        _compare(engine, stores, ways, solution, output_dir=output_dir)
+        with _logged('combine all', stores, output_dir=output_dir):
+            _compare(engine, stores, ways, solution, output_dir=output_dir)
         return
     older = storage.join(output_dir, submission.NAME)
     if stores.split == 'test' and storage.exists(older):
         storage.remove(older)  # so that an interruption leaves none, not one of other predictions
     if fit_on:
-        ways = [_fit(engine, fit_on, ways[0], output_dir=output_dir)]
+        with _logged(f'fit {ways[0].rule}', fit_on, output_dir=output_dir):
+            ways = [_fit(engine, fit_on, ways[0], output_dir=output_dir)]
     if FIT.value == stores.split:
         return  # there is nothing to add: on what it was fitted on it only looks good
-    known = _find_known(engine, stores, SHARDS_DIR.value, output_dir=output_dir) if KNOWN_IMAGES.value else None
-    _combine(engine, stores, ways[0], solution, known, output_dir=output_dir)
+    with _logged(f'combine {ways[0].rule}', stores, output_dir=output_dir):
+        known = _find_known(engine, stores, SHARDS_DIR.value, output_dir=output_dir) if KNOWN_IMAGES.value else None
+        _combine(engine, stores, ways[0], solution, known, output_dir=output_dir)
+
+
+@contextlib.contextmanager
+def _logged(work: str, stores: Stores, *, output_dir: str) -> Iterator[None]:
+    """Adds a line to the worklog when the work is done."""
+    started = time.monotonic()
+    yield
+    counts = {
+        'products': stores.products,
+        'rows': sum(made.images(stores.split) for made in stores.manifests),
+        'bytes': sum(file.bytes for made in stores.manifests for file in made.files),
+    }
+    name = f'{work} on {os.path.basename(stores.folders[0])}'
+    worklog.add(output_dir, name, seconds=time.monotonic() - started, counts=counts)
 
 
 def _check_flags(*, compare: bool) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from ensemble import logits
 from model import backbone, classifier, predict, runs
-from pipeline import categories, dataset, journal, manifest, program
+from pipeline import categories, dataset, journal, manifest, program, worklog
 from pipeline.errors import InputError
 from tests import shards as small
 from tests.model import tiny
@@ -169,6 +169,23 @@ def test_the_progress_bar_counts_what_is_kept_but_not_for_the_rate(shards, stopp
     (bar,) = bars
     kept = sum(file.images for file in logits.read_manifest(str(store(stopped_dir))).files[:3])
     assert (bar.initial, bar.n, bar.total) == (kept, 86, 86)
+
+
+def test_the_worklog_counts_what_was_predicted_and_not_what_was_kept(shards, stopped_dir):
+    before = worklog.read(str(stopped_dir))
+    for _ in range(2):  # the second time there is nothing to do
+        predict.main(arguments(shards, stopped_dir))
+    made = logits.read_manifest(str(store(stopped_dir))).files[3:]
+    *earlier, entry = worklog.read(str(stopped_dir))
+    assert earlier == before
+    assert (entry.name, entry.replicas) == ('predict val-tta2', 1)
+    views = sum(file.images for file in made)
+    assert entry.counts == {
+        'products': sum(file.products for file in made),
+        'images': views // 2,
+        'views': views,
+        'bytes': sum(file.bytes for file in made),
+    }
 
 
 OTHERS: dict[str, tuple[list[str], int, str]] = {
