@@ -294,6 +294,11 @@ def _gain(correct: np.ndarray, over: np.ndarray) -> list[str]:
     return [signed(scores.gain(correct, over)), probability(scores.p_value(correct, over))]
 
 
+def with_interval(score: Score) -> str:
+    """A share with its interval."""
+    return f'{score.value:.3f} ({score.low:.3f} to {score.high:.3f})'
+
+
 def signed(score: Score) -> str:
     """A difference with its interval."""
     return f'{score.value:+.3f} ({score.low:+.3f} to {score.high:+.3f})'
@@ -311,7 +316,7 @@ def _comparison(rows: Sequence[Row]) -> str:
         [
             [
                 name_of(row),
-                f'{row.accuracy.value:.3f} ({row.accuracy.low:.3f} to {row.accuracy.high:.3f})',
+                with_interval(row.accuracy),
                 signed(row.over_mean),
                 probability(row.p_value),
                 *map(_number, (row.top5, *(level.value for level in row.levels))),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -34,16 +35,22 @@ def parts_section(rows: Sequence[Row], rule: str) -> Section:
     by_rule = {row.rule: row for row in rows if row.store == rows[0].store and row.views == rules.VIEWS[0]}
     chosen = {name: by_rule[name] for name in dict.fromkeys((rule, BASELINE))}
     counts = [f'{count}\n({part.count:,})' for count, part in zip(table.PICTURES, rows[0].by_pictures, strict=True)]
+    caption = 'Accuracy by number of pictures, with 95 % intervals; in brackets how many products have so many.'
     plots = [
         _plot_parts(
-            'pictures of the product (products)', counts, {name: row.by_pictures for name, row in chosen.items()}
+            'pictures of the product', counts, {name: row.by_pictures for name, row in chosen.items()}, caption
         ),
-        _plot_parts('right as far as level', ['1', '2', '3'], {name: row.levels for name, row in chosen.items()}),
+        _plot_parts(
+            'level',
+            ['1', '2', '3'],
+            {name: row.levels for name, row in chosen.items()},
+            "Accuracy as far as level 1, 2 and 3 of the categories' names, with 95 % intervals.",
+        ),
     ]
     return Section('Pictures and levels', [page.side_by_side(plots)])
 
 
-def _plot_parts(label: str, names: Sequence[str], parts: dict[str, tuple[Score, ...]]) -> Markup:
+def _plot_parts(label: str, names: Sequence[str], parts: dict[str, tuple[Score, ...]], caption: str) -> Markup:
     """Points with intervals, rules beside one another."""
     drawn, axes = page.axes(label, 'accuracy')
     for number, (rule, some) in enumerate(parts.items()):
@@ -51,7 +58,7 @@ def _plot_parts(label: str, names: Sequence[str], parts: dict[str, tuple[Score, 
         _with_intervals(axes, x, some, label=rule)
     axes.set_xticks(range(len(names)), names)
     axes.legend()
-    return page.figure(drawn, f'Accuracy by {label.partition(" (")[0]}, with 95 % intervals.')
+    return page.figure(drawn, caption)
 
 
 def _with_intervals(axes: Axes, x: np.ndarray, some: Sequence[Score], **options: Any) -> None:
@@ -76,7 +83,7 @@ def _plot_sizes(outcome: Outcome, sizes: np.ndarray) -> Markup:
     products, right = _counts(outcome)
     drawn, axes = page.axes('training products of the category', 'accuracy')
     enough = (products >= FEWEST) & (sizes > 0)
-    axes.plot(sizes[enough], right[enough] / products[enough], 'o', markersize=3, markeredgewidth=0, alpha=0.5)
+    axes.plot(sizes[enough], right[enough] / products[enough], 'o', markersize=4, markeredgewidth=0, alpha=0.6)
     bins = by_size(outcome, sizes)
     _with_intervals(axes, np.array([size for size, _ in bins]), [score for _, score in bins], linestyle='-', color='C1')
     axes.set_xscale('log')
@@ -126,7 +133,7 @@ def _all_categories(outcome: Outcome, pairs: Pairs, sizes: np.ndarray | None) ->
         place = worst[label]
         mistake = '' if place < 0 else f'{outcome.names[pairs.predicted[place]]} ({pairs.products[place]:,})'
         size = [] if sizes is None else [page.count(sizes[label])]
-        accuracy = page.number(hits / count if count else np.nan)
+        accuracy = page.number(hits / count if count else math.nan)
         name = outcome_lib.path(label_map, label)
         rows.append(
             [

@@ -78,44 +78,36 @@ def section(outcome: Outcome, pairs: Pairs, images: Sequence[Sequence[Sequence[b
         images: of each pair shown: pictures of products mistaken, of the true category's training data, and of the
             predicted one's; or [].
     """
-    title = 'Confusions'
     if not len(pairs.true):
-        return Section(title, [page.text('No product is mistaken for one of another category.')])
-    products = np.bincount(outcome.true_labels, minlength=len(outcome.label_map))
+        return Section('Confusions', [page.text('No product is taken for one of another category.')])
     ids = outcome.label_map.ids
+    of_category = np.bincount(outcome.true_labels, minlength=len(outcome.label_map))
     rows, cards = [], []
-    columns = (pairs.true, pairs.predicted, pairs.products, pairs.reverse)
-    for number, (true, predicted, count, reverse) in enumerate(
-        zip(*(column[:SHOWN].tolist() for column in columns), strict=True)
-    ):
+    for place in range(min(SHOWN, len(pairs.true))):
+        true, predicted, products = pairs.true[place], pairs.predicted[place], int(pairs.products[place])
         names = outcome.name(ids[true]), outcome.name(ids[predicted])
-        share = count / products[true]
-        rows.append([*names, page.count(count), page.number(share), page.count(reverse)])
+        share, reverse = page.number(products / of_category[true]), page.count(pairs.reverse[place])
+        rows.append([*names, page.count(products), share, reverse])
         if images:
-            cards.append(_card(names, f'{count:,} of {products[true]:,}', images[number]))
-    head = ['category', 'taken for', 'products', "share of the category's", 'the other way round']
-    mistakes = int(pairs.products.sum())
+            cards.append(_card(*names, f'{products:,} of {of_category[true]:,}', images[place]))
     told = (
-        f'{outcome.title}: {mistakes:,} mistakes over {len(pairs.true):,} pairs of categories; the most frequent ones.'
+        f'{outcome.title}: {pairs.products.sum():,} products are taken for one of another category, in '
+        f'{len(pairs.true):,} pairs of categories. The most frequent ones:'
     )
-    return Section(
-        title,
-        [page.text(told), page.table(head, rows), page.cards(cards)]
-        if cards
-        else [page.text(told), page.table(head, rows)],
-    )
+    head = ['category', 'taken for', 'products', "share of the category's", 'the other way round']
+    return Section('Confusions', [page.text(told), page.table(head, rows), *([page.cards(cards)] if cards else [])])
 
 
-def _card(names: tuple[Markup, Markup], count: str, images: Sequence[Sequence[bytes]]) -> list[Markup]:
+def _card(true: Markup, predicted: Markup, count: str, images: Sequence[Sequence[bytes]]) -> list[Markup]:
+    """Pictures of three kinds, one under the other, so that a phone shows which side a mistaken one resembles."""
     from markupsafe import Markup
 
-    told = (
-        (Markup('<b>{}</b> taken for <b>{}</b>: {}').format(*names, count), 'mistaken'),
-        (Markup('{} to train on').format(names[0]), 'of the true category'),
-        (Markup('{} to train on').format(names[1]), 'of the predicted category'),
-    )
+    mistaken, of_true, of_predicted = images
     return [
-        block
-        for (words, alt), some in zip(told, images, strict=True)
-        for block in (page.text(words, faint=alt != 'mistaken'), page.pictures(some, alt))
+        page.text(Markup('<b>{}</b> taken for <b>{}</b>: {}').format(true, predicted, count)),
+        page.pictures(mistaken, 'mistaken products'),
+        page.text(Markup('{} in the training data').format(true), faint=True),
+        page.pictures(of_true, 'products of the true category'),
+        page.text(Markup('{} in the training data').format(predicted), faint=True),
+        page.pictures(of_predicted, 'products of the predicted category'),
     ]

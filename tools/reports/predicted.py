@@ -11,25 +11,21 @@ Synopsis:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
-import numpy as np
-
-from ensemble import known_images, predictions, reduction, rules, submission
+from ensemble import predictions, reduction, rules, submission
 from ensemble.mixture import Mixture
 from ensemble.predictions import Predictions
 from ensemble.reduction import Job, Stores
 from ensemble.submission import Solution
-from pipeline import dataset, storage
+from pipeline import storage
 from pipeline.beam_job import Engine
-from pipeline.dataset import Shards
-from pipeline.errors import InputError
-from tools import page, sample_products, table
+from tools import page, table
 from tools.page import Section
 from tools.reports import accuracies, cards, confusions, table_one, training_products
-from tools.reports.confusions import Pairs
+from tools.reports.gallery import Gallery, first_pictures, open_gallery
 from tools.reports.outcome import Outcome
-from tools.reports.training_products import TrainingProducts
 from tools.table import Row, Store
 
 
@@ -56,9 +52,9 @@ def sections(
     stores = table.find_stores(folders, split)
     opened = reduction.open_stores([store.folder for store in stores])
     table.check_same_weights(stores, opened)
-    shards, why = _open_shards(shards_dir, opened)
+    gallery = open_gallery(shards_dir, split=split, digest=opened.dataset_digest)
     if split == 'test' and not solution:
-        return [_noted(_least_certain(_predict(engine, stores[0], rule, output_dir=output_dir), shards, split), why)]
+        return [_least_certain(_predict(engine, stores[0], rule, output_dir=output_dir), gallery)]
     truth = submission.read_solution(solution, opened.label_map) if solution else None
     table.tell_missing(folders, split)
     known = table.find_known(engine, opened, shards_dir=shards_dir, output_dir=output_dir)
@@ -73,19 +69,10 @@ def sections(
     return [
         table_one.accuracy_section(rows, split),
         accuracies.parts_section(rows, rule),
-        *_mistakes(outcome, shards, split, why),
-        _noted(_least_certain(outcome, shards, split), why),
+        *_mistakes(outcome, gallery),
+        _least_certain(outcome, gallery),
         table_one.calibration_section(rows),
     ]
-
-
-def _open_shards(folder: str, opened: Stores) -> tuple[Shards | None, str]:
-    """The dataset that the logits were made from; or None, and why."""
-    try:
-        known_images.check(folder, digest=opened.dataset_digest)
-        return dataset.open_shards(folder), ''
-    except InputError as error:
-        return None, str(error)
 
 
 def _predict(engine: Engine, store: Store, rule: str, *, output_dir: str) -> Outcome:
@@ -102,56 +89,35 @@ def _outcome(store: Store, rule: str, found: Predictions, truth: Solution | None
     return Outcome(f'{rule} on {store.title}', found, true, opened.label_map)
 
 
-def _mistakes(outcome: Outcome, shards: Shards | None, split: str, why: str) -> list[Section]:
+def _mistakes(outcome: Outcome, gallery: Gallery) -> list[Section]:
     """What needs the truth: accuracy by category, confusions, the most confident mistakes."""
     pairs = confusions.count(outcome.true_labels, outcome.predicted_labels, classes=len(outcome.label_map))
-    trained = None
-    if shards:
-        shown = {*pairs.true[: confusions.SHOWN].tolist(), *pairs.predicted[: confusions.SHOWN].tolist()}
-        trained = training_products.count(shards, examples_of=shown, examples=confusions.EXAMPLES)
+    shown = list(zip(pairs.true.tolist(), pairs.predicted.tolist(), strict=True))[: confusions.SHOWN]
+    sizes, images = None, []
+    if gallery.shards:
+        labels = set(itertools.chain(*shown))
+        trained = training_products.count(gallery.shards, examples_of=labels, examples=confusions.EXAMPLES)
+        examples = {label: first_pictures(gallery.pictures_at(places)) for label, places in trained.places.items()}
+        mistaken = [first_pictures(gallery.pictures(places)) for places in confusions.examples(outcome, pairs)]
+        images = [(some, *(examples[label] for label in pair)) for some, pair in zip(mistaken, shown, strict=True)]
+        sizes = trained.counts
     wrong = cards.most_confident_mistakes(outcome)
     words = f'{outcome.title}: wrong predictions, those of the highest probability first.'
     made = [
-        accuracies.categories_section(outcome, pairs, trained.counts if trained else None),
-        confusions.section(outcome, pairs, _pair_images(outcome, pairs, shards, trained, split)),
-        cards.section('Most confident mistakes', words, outcome, wrong, _images(shards, split, wrong)),
+        accuracies.categories_section(outcome, pairs, sizes),
+        confusions.section(outcome, pairs, images),
+        cards.section('Most confident mistakes', words, outcome, wrong, gallery.pictures(wrong)),
     ]
-    return [_noted(section, why) for section in made]
+    return [_noted(section, gallery) for section in made]
 
 
-def _least_certain(outcome: Outcome, shards: Shards | None, split: str) -> Section:
+def _least_certain(outcome: Outcome, gallery: Gallery) -> Section:
     places = cards.least_certain(outcome)
     words = f'{outcome.title}: the predictions of the lowest probability.'
-    return cards.section('Least certain', words, outcome, places, _images(shards, split, places))
+    return _noted(cards.section('Least certain', words, outcome, places, gallery.pictures(places)), gallery)
 
 
-def _noted(section: Section, why: str) -> Section:
+def _noted(section: Section, gallery: Gallery) -> Section:
     """The section, with what is left out of it told."""
-    note = [page.text(f'What needs the shards is left out: {why}', faint=True)] if why else []
-    return Section(section.title, [*note, *section.blocks])
-
-
-def _images(shards: Shards | None, split: str, places: np.ndarray) -> list[tuple[bytes, ...]]:
-    """All pictures of each product, by their places in the split; [] without shards."""
-    if not shards:
-        return []
-    found = sample_products.find(shards.manifest.of_split(split), places)
-    return [product.images for product in sample_products.read(shards.folder, found)]
-
-
-def _pair_images(
-    outcome: Outcome, pairs: Pairs, shards: Shards | None, trained: TrainingProducts | None, split: str
-) -> list[list[list[bytes]]]:
-    """The first pictures of some products of each pair, as confusions.section() takes them; [] without shards."""
-    if not shards or not trained:
-        return []
-
-    def training(label: int) -> list[bytes]:
-        return [product.images[0] for product in sample_products.read(shards.folder, trained.places[label])]
-
-    return [
-        [[images[0] for images in _images(shards, split, places)], training(true), training(predicted)]
-        for places, true, predicted in zip(
-            confusions.examples(outcome, pairs), pairs.true.tolist(), pairs.predicted.tolist(), strict=False
-        )
-    ]
+    told = f'What needs the shards is left out: {gallery.problem}'
+    return Section(section.title, [*([page.text(told, faint=True)] if gallery.problem else []), *section.blocks])
