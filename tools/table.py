@@ -83,7 +83,7 @@ class Row:
         over_mean: how much more accurate it is than the rule mean, with the same store and views.
         p_value: of McNemar's exact test of that difference.
         top5: share of products whose category is among the five likeliest.
-        levels: shares right as far as level 1, 2 and 3 of the categories' names.
+        levels: accuracy as far as level 1, 2 and 3 of the categories' names.
         by_pictures: accuracy over the products with 1, 2, 3 and 4 pictures.
         correct: bool [P], which products it has right, in the dataset's order.
         by_seen: accuracy over the products of whose pictures one or more are in the training set, byte for byte, and
@@ -98,7 +98,7 @@ class Row:
     over_mean: Score
     p_value: float
     top5: float
-    levels: tuple[float, ...]
+    levels: tuple[Score, ...]
     by_pictures: tuple[Score, ...]
     correct: np.ndarray = field(repr=False)
     by_seen: tuple[Score, Score] | None
@@ -205,7 +205,7 @@ def measure(
             over_mean=scores.gain(correct, over),
             p_value=scores.p_value(correct, over),
             top5=float(scores.among_likeliest(found.likeliest, truth).mean()),
-            levels=tuple(scores.right_by_level(found.category_id, truth, opened.label_map).mean(axis=1).tolist()),
+            levels=tuple(map(scores.accuracy, scores.right_by_level(found.category_id, truth, opened.label_map))),
             by_pictures=tuple(scores.accuracy(correct[found.pictures == count]) for count in PICTURES),
             correct=correct,
             by_seen=None
@@ -285,6 +285,11 @@ def _gain(correct: np.ndarray, over: np.ndarray) -> list[str]:
     return [signed(scores.gain(correct, over)), probability(scores.p_value(correct, over))]
 
 
+def with_interval(score: Score) -> str:
+    """A share with its interval."""
+    return f'{score.value:.3f} ({score.low:.3f} to {score.high:.3f})'
+
+
 def signed(score: Score) -> str:
     """A difference with its interval."""
     return f'{score.value:+.3f} ({score.low:+.3f} to {score.high:+.3f})'
@@ -302,10 +307,10 @@ def _comparison(rows: Sequence[Row]) -> str:
         [
             [
                 name_of(row),
-                f'{row.accuracy.value:.3f} ({row.accuracy.low:.3f} to {row.accuracy.high:.3f})',
+                with_interval(row.accuracy),
                 signed(row.over_mean),
                 probability(row.p_value),
-                *map(_number, (row.top5, *row.levels)),
+                *map(_number, (row.top5, *(level.value for level in row.levels))),
             ]
             for row in rows
         ],
@@ -338,7 +343,7 @@ def _cells(row: Row) -> dict[str, object]:
     for name, score in (('accuracy', row.accuracy), (f'over_{REFERENCE}', row.over_mean)):
         cells |= {name: score.value, f'{name}_low': score.low, f'{name}_high': score.high}
     cells |= {'p_value': row.p_value, 'top5': row.top5}
-    cells |= {f'level{level}': share for level, share in enumerate(row.levels, start=1)}
+    cells |= {f'level{level}': share.value for level, share in enumerate(row.levels, start=1)}
     parts = dict(zip((f'{count}_pictures' for count in PICTURES), row.by_pictures, strict=True))
     if row.by_seen:
         parts |= dict(zip(('seen', 'unseen'), row.by_seen, strict=True))

@@ -197,7 +197,7 @@ def test_a_difference_beyond_chance_has_a_mark() -> None:
             over_mean=scores.gain(correct, over=none),
             p_value=scores.p_value(correct, none),
             top5=1.0,
-            levels=(1.0, 1.0, 1.0),
+            levels=(scores.accuracy(correct),) * 3,
             by_pictures=(scores.accuracy(correct),) * 4,
             correct=correct,
             by_seen=None,

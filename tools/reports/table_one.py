@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ensemble import rules
 from ensemble.scores import Score
 from tools import page, table
@@ -42,7 +40,7 @@ def accuracy_section(rows: Sequence[Row], split: str) -> Section:
             faint=True,
         ),
         page.heading('What several pictures bring, and several views of each'),
-        page.table(['logits', f'{table.BEST} over first', 'p', 'over one view', 'p'], table.findings(rows)),
+        _gains(rows),
         page.heading('By number of pictures' + (' and whether training had one of them' if rows[0].by_seen else '')),
         page.table(
             ['logits', 'rule', *table.parts_of(rows[0])],
@@ -66,17 +64,15 @@ def _overview(rows: Sequence[Row]) -> Markup:
 
 
 def _comparison(rows: Sequence[Row]) -> Markup:
-    head = ['logits', 'rule', 'accuracy', '95 % interval', f'over {table.REFERENCE}', '95 % interval', 'p', 'top 5']
+    over = f'over {table.REFERENCE} (95 % interval)'
     return page.table(
-        [*head, 'paper'],
+        ['logits', 'rule', 'accuracy (95 % interval)', over, 'p', 'top 5', 'paper'],
         [
             [
                 row.store.title,
                 table.name_of(row),
-                page.number(row.accuracy.value),
-                f'{row.accuracy.low:.3f} to {row.accuracy.high:.3f}',
-                Cell(f'{row.over_mean.value:+.3f}', row.over_mean.value),
-                f'{row.over_mean.low:+.3f} to {row.over_mean.high:+.3f}',
+                Cell(table.with_interval(row.accuracy), row.accuracy.value),
+                Cell(table.signed(row.over_mean), row.over_mean.value),
                 Cell(table.probability(row.p_value), row.p_value),
                 page.number(row.top5),
                 page.number(row.paper),
@@ -84,6 +80,14 @@ def _comparison(rows: Sequence[Row]) -> Markup:
             for row in rows
         ],
     )
+
+
+def _gains(rows: Sequence[Row]) -> Markup:
+    """Without logits of several views there is nothing to tell of them."""
+    lines = table.findings(rows)
+    head = ['logits', f'{table.BEST} over first', 'p', 'over one view', 'p']
+    columns = len(head) if any(line[-1] for line in lines) else 3
+    return page.table(head[:columns], [line[:columns] for line in lines])
 
 
 def _plus_minus(score: Score) -> Cell:
@@ -99,27 +103,25 @@ def calibration_section(rows: Sequence[Row]) -> Section:
     Args:
         rows: what table.measure() found.
     """
-    drawn, axes = page.axes('probability of the prediction', 'share that is right')
+    drawn, axes = page.axes('probability of the prediction', 'share that is right', size=(5.2, 4.8))
     axes.plot([0, 1], [0, 1], color='C0', alpha=0.3, linewidth=1)
     chosen = [row for row in rows if row.store == rows[0].store and row.views == rules.VIEWS[0]]
     for number, row in enumerate(chosen):
         found = row.calibration
         enough = found.products >= FEWEST
-        axes.plot(
-            np.where(enough, found.confidence, np.nan)[enough],
-            found.accuracy[enough],
-            'o-' if number < page.SERIES else 's--',  # colours begin anew
-            markersize=3,
-            linewidth=1,
-            label=row.rule,
-        )
+        form = 'o-' if number < page.SERIES else 's--'  # from there on colours repeat
+        axes.plot(found.confidence[enough], found.accuracy[enough], form, markersize=3, linewidth=1, label=row.rule)
     axes.legend()
-    axes.set_aspect('equal')
     caption = (
-        f'Reliability by rule, {rows[0].store.title}: above the diagonal a rule is too modest, below too sure. '
-        f'{calibration.BINS} bins of equal width, those of {FEWEST} products or more drawn (Guo et al., 2017).'
+        f'{rows[0].store.title}: above the diagonal a rule is too modest, below it too sure of itself. '
+        f'Bins of equal width; those of fewer than {FEWEST} products are not drawn.'
     )
-    head = ['logits', 'rule', 'expected calibration error', 'mean probability', 'accuracy', 'difference']
+    told = (
+        'Of the products predicted with probability 0.8, 80 % should be right. The expected calibration error (ECE) is '
+        f'the mean gap between the two over {calibration.BINS} bins of equal width, weighted by their products (Guo et '
+        'al., 2017), all of them; difference is that of mean probability and accuracy.'
+    )
+    head = ['logits', 'rule', 'ECE', 'mean probability', 'accuracy', 'difference']
     lines = [
         [
             row.store.title,
@@ -131,4 +133,4 @@ def calibration_section(rows: Sequence[Row]) -> Section:
         ]
         for row in rows
     ]
-    return Section('Calibration', [page.figure(drawn, caption), page.table(head, lines)])
+    return Section('Calibration', [page.text(told), page.figure(drawn, caption), page.table(head, lines)])
