@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from ensemble import known_images, logits, predictions, reduction, rules, scores
+from ensemble import known_images, logits_folder, predictions, reduction, rules, scores
 from ensemble.known_images import Known
 from ensemble.mixture import Mixture
 from ensemble.reduction import Job, Stores
@@ -122,11 +121,9 @@ def find_stores(folders: Sequence[str], split: str) -> list[Store]:
     if len(set(names)) < len(names):
         names = list(folders)
     return [
-        Store(
-            storage.join(folder, 'logits', split if tta == 1 else f'{split}-tta{tta}'), name, tta, _paper(folder, tta)
-        )
+        Store(logits_folder.folder(folder, split, tta=tta), name, tta, _paper(folder, tta))
         for folder, name in zip(folders, names, strict=True)
-        for tta in (1, *views_made(folder, split))
+        for tta in (1, *logits_folder.views_made(folder, split))
     ]
 
 
@@ -142,26 +139,18 @@ def check_same_weights(stores: Sequence[Store], opened: Stores) -> None:
         folder, expected = first.setdefault(os.path.dirname(store.folder), (store.folder, digest))
         if digest != expected:
             raise InputError(
-                f'{store.folder}: by other weights than {folder}; make both again: {logits.command(store.folder)} && '
-                f'{logits.command(folder)}'
+                f'{store.folder}: by other weights than {folder}; make both again: '
+                f'{logits_folder.command(store.folder)} && {logits_folder.command(folder)}'
             )
-
-
-def views_made(folder: str, split: str) -> list[int]:
-    """The numbers of views above 1 of which a run has logits, ascending."""
-    logits = storage.join(folder, 'logits')
-    names = storage.list_names(logits) if storage.exists(logits) else []
-    found = [re.fullmatch(rf'{split}-tta(\d+)', name) for name in names]
-    return sorted(int(name[1]) for name in found if name and name[1] != '1')
 
 
 def tell_missing(folders: Sequence[str], split: str) -> None:
     """Says which logits with several views some runs have and others lack, and how to make them."""
-    made = {folder: views_made(folder, split) for folder in folders}
+    made = {folder: logits_folder.views_made(folder, split) for folder in folders}
     for tta in sorted({VIEWS}.union(*made.values())):
         for folder in folders:
             if tta not in made[folder]:
-                command = f'python -m model.predict --run_dir={folder} --split={split} --tta={tta}'
+                command = logits_folder.command(logits_folder.folder(folder, split, tta=tta))
                 print(f'{folder}: has no logits of {tta} views; to have them in the table: {command}')
 
 
@@ -198,14 +187,16 @@ def measure(
     ]
     outputs = {way: predictions_folder(scratch, views=way.views, rule=way.rule) for way in ways}
     reduction.run(engine, opened.parts(), Job(opened, ways, list(outputs.values())))
+    means = {
+        way.views: predictions.read(outputs[way], ['category_id']).category_id for way in ways if way.rule == REFERENCE
+    }
     for way, folder in outputs.items():  # one at a time: a table of Kaggle's size has 70 MB of predictions a row
         found = predictions.read(folder)
         if known and not np.array_equal(found.product_id, known.product_id):
             raise InputError(f'{store.folder}: holds other products than the shards; make the logits again')
         truth = solution.of(found.product_id) if solution else found.true_category_id
-        mean = predictions.read(outputs[replace(way, rule=REFERENCE)], ['category_id'])
         correct = found.category_id == truth
-        over = mean.category_id == truth
+        over = means[way.views] == truth
         yield Row(
             store=store,
             views=way.views,

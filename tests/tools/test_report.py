@@ -15,7 +15,7 @@ from absl import flags
 from ensemble import logits, rules, scores
 from ensemble.known_images import Known
 from ensemble.logits import Rows
-from pipeline import beam_job, dataset
+from pipeline import beam_job, dataset, program
 from pipeline.categories import Categories
 from pipeline.errors import InputError
 from pipeline.records import Product
@@ -344,10 +344,24 @@ def test_damaged_logits_leave_nothing_behind(folder: Path) -> None:
     assert names_in(folder / 'noaug') == ['logits']
 
 
-@pytest.mark.parametrize('words', [['report'], ['report', '--table'], ['report', 'runs/noaug']])
-def test_it_must_be_told_what_to_report_on(words: list[str]) -> None:
-    with pytest.raises(flags.Error, match='--table and the folders of one run or more'):
-        report.main(words)
+@pytest.mark.parametrize(
+    ('words', 'folders'),
+    [
+        ([], ['runs/latest']),
+        (['runs/a/', 'runs/b', 'runs/a'], ['runs/a', 'runs/b']),
+        (['--run_dir=runs/a', 'runs/b'], ['runs/a', 'runs/b']),
+        (['runs/b', '--run_dir=runs/a/'], ['runs/a', 'runs/b']),
+        (['--table', 'runs/b'], ['runs/b']),
+    ],
+)
+def test_the_runs_are_those_named_or_the_latest(
+    words: list[str], folders: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one is looked into first."""
+    monkeypatch.chdir(tmp_path)
+    assert report._folders(program.parse(report.FLAGS, ['report', *words], doc='', pass_through=True)) == folders
+    with pytest.raises(InputError, match=folders[0]):
+        report.main(['report', *words])
 
 
 def test_a_flag_that_nobody_knows_is_refused(folder: Path) -> None:
