@@ -118,8 +118,8 @@ def calibration_section(rows: Sequence[Row]) -> Section:
     )
     told = (
         'Of the products predicted with probability 0.8, 80 % should be right. The expected calibration error (ECE) is '
-        f'the mean gap between the two over {calibration.BINS} bins of equal width, weighted by their products (Guo et '
-        'al., 2017), all of them; difference is that of mean probability and accuracy.'
+        f'the gap between the two, over {calibration.BINS} bins of equal width, each weighted by its products (Guo et '
+        'al., 2017). The difference of mean probability and accuracy tells how much too sure a rule is on the whole.'
     )
     head = ['logits', 'rule', 'ECE', 'mean probability', 'accuracy', 'difference']
     lines = [

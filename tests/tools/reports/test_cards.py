@@ -21,9 +21,9 @@ def test_the_least_certain_may_be_right():
 
 
 def test_as_many_as_there_is_place_for():
-    many = np.zeros(cards.SHOWN + 5, int)
-    found = outcomes.outcome(many, many + 1, np.linspace(0, 1, len(many)))
-    assert cards.most_confident_mistakes(found).tolist() == list(range(len(many)))[: -cards.SHOWN - 1 : -1]
+    many = cards.SHOWN + 5
+    found = outcomes.outcome([0] * many, [1] * many, np.linspace(0, 1, many).tolist())
+    assert cards.most_confident_mistakes(found).tolist() == list(range(many))[: -cards.SHOWN - 1 : -1]
     assert cards.least_certain(found).tolist() == list(range(cards.SHOWN))
 
 

@@ -144,7 +144,7 @@ def test_training_products_are_counted_in_the_table_of_categories(full):
 
 
 def test_cards_show_the_products_in_order_with_all_their_pictures(full):
-    """By the rule product 2 has 144/152 and 7 has 270/330 for their categories; the others what their one picture has."""
+    """By the rule product, 2 has 144/152 and 7 has 270/330; the others have what their one picture says."""
     for title, order in (('Most confident mistakes', [2, 9, 5]), ('Least certain', [3, 5, 9, 7, 2])):
         block = full[title].blocks[-1]
         assert [int(found) for found in re.findall(r'Product (\d+)', block)] == order
