@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,11 @@ def test_the_worklogs_of_shards_and_run_are_told_with_rates_and_versions(tmp_pat
     assert f'{worklog.NAME} is not there' in html([folder], str(tmp_path / 'shards'))
     (tmp_path / 'shards').mkdir()
     worklog.add(str(tmp_path / 'shards'), 'convert', seconds=2, counts={'products': 3000, 'bytes': 5})
+    worklog.add(folder, 'again', seconds=2, counts={'products': 3000, 'kept_shards': 1})
+    assert f'3,000 products, 1 kept_shards {os.cpu_count()} cores' in text(html([folder], '')), (
+        'no rate: not all of it was done then'
+    )
+    (tmp_path / 'one' / worklog.NAME).unlink()
     worklog.add(folder, 'train', seconds=0.5, counts={'images': 20}, replicas=2)
     line = json.loads((tmp_path / 'one' / worklog.NAME).read_text())
     line['versions']['tensorflow'] = '0.1'
