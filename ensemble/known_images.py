@@ -178,7 +178,7 @@ def read_shard(file: FileInfo, job: Job) -> Iterator[tuple[int, Range]]:
     Raises:
         InputError: the shard is damaged; names the byte.
     """
-    groups = list(_read_groups(storage.join(job.folder, file.name), file))
+    groups = list(read_groups(storage.join(job.folder, file.name), file))
     product_id, number, images = (
         np.concatenate([getattr(found, name) for found, _ in groups]) for name in ('product_id', 'label', 'images')
     )
@@ -203,7 +203,7 @@ def _buckets(md5: np.ndarray, buckets: int) -> np.ndarray:
     return first * buckets >> 32
 
 
-def _read_groups(path: str, file: FileInfo) -> Iterator[tuple[columns.Columns, np.ndarray]]:
+def read_groups(path: str, file: FileInfo) -> Iterator[tuple[columns.Columns, np.ndarray]]:
     """What columns.read_md5() finds in a shard, READ_CHUNKS chunks at a time."""
     memory, offset = memoryview(bytearray()), 0
     for first in range(0, len(file.chunks), READ_CHUNKS):

@@ -14,7 +14,7 @@ from pipeline import pictures, split
 from pipeline.categories import Categories
 from pipeline.dataset import PICTURES, Shards
 from pipeline.errors import InputError
-from tools import shard_grid
+from tools import sample_products
 
 TOGETHER = 16  # products at a time: 64 pictures at most go through the network together, here as in the chain
 # What another order of adding up may change of a probability: a step of float16 in one of the logits it is made of.
@@ -40,9 +40,9 @@ def products_of(shards: Shards, *, count: int) -> list[Product]:
         InputError: a shard is damaged, or there is no such product.
     """
     name = next((name for name in ('val', 'test', 'train') if shards.manifest.products(name)), split.SPLITS[0])
-    places = shard_grid.choose(shards.manifest, splits=[name], products=count, seed=0)
+    places = sample_products.choose(shards.manifest, splits=[name], products=count, seed=0)
     found = []
-    for product in shard_grid.read(shards.folder, places):
+    for product in sample_products.read(shards.folder, places):
         pixels = np.empty((len(product.images), *pictures.SHAPE), np.uint8)
         if not pictures.decode_into(pixels, [memoryview(image) for image in product.images]):
             found.append(Product(product.images, pixels))

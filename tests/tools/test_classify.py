@@ -21,7 +21,7 @@ from pipeline.errors import InputError
 from tests import catalogue
 from tests import shards as small
 from tests.model import finished_run
-from tools import classify, shard_grid
+from tools import classify, sample_products
 
 
 @pytest.fixture(scope='module')
@@ -58,7 +58,7 @@ def test_a_product_gets_the_answer_of_predict_and_combine(shards, run_dir, tmp_p
     expected = predictions.read(str(tmp_path / 'predictions' / 'val'))
     (file,) = shards.manifest.files
     for place, product in enumerate(
-        shard_grid.read(shards.folder, [(file, number) for number in range(1, 4)]), start=1
+        sample_products.read(shards.folder, [(file, number) for number in range(1, 4)]), start=1
     ):
         paths = [tmp_path / f'{product.product_id}-{number}.jpg' for number in range(len(product.images))]
         for path, image in zip(paths, product.images, strict=True):
