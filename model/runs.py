@@ -7,6 +7,7 @@ runs/NAME/run.json        settings and the dataset's digest
           best.keras      the classifier after the artificial epoch with the best validation accuracy
           model.keras     the classifier at the end; not there until then
           accuracy_by_category.csv
+          worklog.jsonl   what was done when, and how long it took
           logits/         per-image logits by split
 runs/latest               -> the last finished run
 """

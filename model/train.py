@@ -26,7 +26,7 @@ from model.accumulate import AccumulatingModel, part_dropout
 from model.backbone import Backbone
 from model.evaluation import Evaluator
 from model.stages import Schedule
-from pipeline import dataset, split
+from pipeline import dataset, split, worklog
 from pipeline.augment import Augmentation
 from pipeline.dataset import Shards
 from pipeline.errors import InputError
@@ -261,6 +261,7 @@ def _train(
     strategy: tf.distribute.Strategy,
 ) -> bool:
     """Trains from the start or the last checkpoint and writes the finished model; False if it was asked to end."""
+    started = time.monotonic()
     worker, _ = devices.place(strategy)
     replicas = strategy.num_replicas_in_sync
     model = _wrap(classifier.build(backbone, classes=len(shards.label_map), dropout=DROPOUT.value))
@@ -295,10 +296,24 @@ def _train(
         runs.write_settings(RUN_DIR.value, settings)
     part_dropout(model, strategy)
     validation = _validation(shards, strategy, limit=VAL_IMAGES.value)
-    stream = iter(_stream(shards, strategy, start_step=training.state.step))
+    first_step = training.state.step
+    stream = iter(_stream(shards, strategy, start_step=first_step))
     with training.listening():
         finished = training.run(stream, validation) and _finish(shards, model, training, strategy)
+        updates = training.state.step - first_step
+        if worker == 0 and (finished or updates):
+            _log(updates, seconds=time.monotonic() - started, replicas=replicas)
     return finished and not training.asked
+
+
+def _log(updates: int, *, seconds: float, replicas: int) -> None:
+    """Adds a line on this call's training, finished or ended as asked, to the run's worklog.
+
+    The time is all that training takes: making the network, updates, validations, checkpoints, and the evaluation at
+    the end. So the sum over the lines is that of the run, but for calls that were killed or ended before an update.
+    """
+    counts = {'images': updates * _effective_batch(replicas), 'updates': updates}
+    worklog.add(RUN_DIR.value, 'train', seconds=seconds, counts=counts, replicas=replicas)
 
 
 def _finish(shards: Shards, model: AccumulatingModel, training: loop.Loop, strategy: tf.distribute.Strategy) -> bool:

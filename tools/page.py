@@ -120,6 +120,11 @@ def text(words: str, *, faint: bool = False) -> Markup:
     return _block('text', words, faint)
 
 
+def hint(words: str, more: str) -> Markup:
+    """Words, for a block or a table's cell, with more to say when they are pointed at."""
+    return _block('hint', words, more)
+
+
 def heading(words: str) -> Markup:
     """A heading within a section."""
     return _block('heading', words)
@@ -212,7 +217,8 @@ def figure(drawn: Figure, caption: str) -> Markup:
     prefix = f'plot-{zlib.crc32(svg.encode()):08x}-'  # names are the page's, and those of two plots may be alike
     svg = re.sub(r'\bid="', f'id="{prefix}', svg)
     svg = re.sub(r'((?:xlink:)?href="#|url\(#)', rf'\1{prefix}', svg)
-    svg = svg.replace('<svg', f'<svg role="img" aria-label="{escape(caption)}"', 1)
+    width = f'max-width: {drawn.get_figwidth():g}in'
+    svg = svg.replace('<svg', f'<svg role="img" aria-label="{escape(caption)}" style="{width}"', 1)
     return _block('figure', Markup(svg), caption)
 
 

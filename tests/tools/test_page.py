@@ -31,7 +31,7 @@ def path(tmp_path):
             [
                 ['b', page.number(0.5), page.count(1000)],
                 ['<i>a</i>', page.number(math.nan), page.count(20)],
-                ['c', page.number(0.25), page.count(3)],
+                [page.hint('c', 'third & <last>'), page.number(0.25), page.count(3)],
                 ['d', page.number(0.125), page.count(40)],
             ],
         ),
@@ -63,6 +63,7 @@ def test_a_page_is_whole_at_every_width_and_in_the_dark(path, width, dark, tmp_p
         assert seen.page.locator('h2').all_inner_texts() == ['First', 'Second']
         assert 'a < b & "c"' in seen.page.inner_text('main')
         assert seen.page.locator('img').count() == 2
+        assert seen.page.get_by_text('c', exact=True).get_attribute('title') == 'third & <last>'
         ink = seen.page.evaluate('getComputedStyle(document.querySelector("svg text")).fill')
         paper = seen.page.evaluate('getComputedStyle(document.body).backgroundColor')
     light, deep = (sum(map(int, re.findall(r'\d+', colour)[:3])) for colour in (ink, paper))

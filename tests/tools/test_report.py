@@ -15,12 +15,13 @@ from absl import flags
 from ensemble import logits, rules, scores
 from ensemble.known_images import Known
 from ensemble.logits import Rows
-from pipeline import beam_job, dataset
+from pipeline import beam_job, dataset, program
 from pipeline.categories import Categories
 from pipeline.errors import InputError
 from pipeline.records import Product
 from tests import shards
 from tools import report, table
+from tools.reports import calibration
 
 # Levels 1: A, A, B; levels 2: (A, X), (A, Y), (B, X).
 LABEL_MAP = Categories(np.array([1000, 1010, 1020]), (('A', 'X', 'RUG'), ('A', 'Y', 'RUG'), ('B', 'X', 'RUG')))
@@ -196,10 +197,11 @@ def test_a_difference_beyond_chance_has_a_mark() -> None:
             over_mean=scores.gain(correct, over=none),
             p_value=scores.p_value(correct, none),
             top5=1.0,
-            levels=(1.0, 1.0, 1.0),
+            levels=(scores.accuracy(correct),) * 3,
             by_pictures=(scores.accuracy(correct),) * 4,
             correct=correct,
             by_seen=None,
+            calibration=calibration.measure(np.ones(10), correct),
         )
         for rule, correct in (('mean', none), ('product', every), ('first', none))
     ]
@@ -342,10 +344,24 @@ def test_damaged_logits_leave_nothing_behind(folder: Path) -> None:
     assert names_in(folder / 'noaug') == ['logits']
 
 
-@pytest.mark.parametrize('words', [['report'], ['report', '--table'], ['report', 'runs/noaug']])
-def test_it_must_be_told_what_to_report_on(words: list[str]) -> None:
-    with pytest.raises(flags.Error, match='--table and the folders of one run or more'):
-        report.main(words)
+@pytest.mark.parametrize(
+    ('words', 'folders'),
+    [
+        ([], ['runs/latest']),
+        (['runs/a/', 'runs/b', 'runs/a'], ['runs/a', 'runs/b']),
+        (['--run_dir=runs/a', 'runs/b'], ['runs/a', 'runs/b']),
+        (['runs/b', '--run_dir=runs/a/'], ['runs/a', 'runs/b']),
+        (['--table', 'runs/b'], ['runs/b']),
+    ],
+)
+def test_the_runs_are_those_named_or_the_latest(
+    words: list[str], folders: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one is looked into first."""
+    monkeypatch.chdir(tmp_path)
+    assert report._folders(program.parse(report.FLAGS, ['report', *words], doc='', pass_through=True)) == folders
+    with pytest.raises(InputError, match=folders[0]):
+        report.main(['report', *words])
 
 
 def test_a_flag_that_nobody_knows_is_refused(folder: Path) -> None:
