@@ -24,8 +24,9 @@ from absl import flags
 
 from pipeline import categories, manifest, storage
 from pipeline.errors import InputError
-from tools import page, repeat_sections, repeats, shard_scan, shard_sections
-from tools.shard_sections import Dataset
+from tools import page
+from tools.browse import repeat_section, repeats, scan, shard_sections
+from tools.browse.shard_sections import Dataset
 
 FLAGS = program.flag_values()
 SHARDS_DIR = flags.DEFINE_string('shards_dir', 'data/shards', 'Folder of the shards.', flag_values=FLAGS)
@@ -58,19 +59,19 @@ def main(argv: list[str]) -> None:
         raise flags.Error(f'--output={path} must end in .html')
     page.check_installed()
     dataset = _read(SHARDS_DIR.value)
-    scan = dataset.scan
     chosen = _chosen(dataset)
-    print(f'comparing {len(scan.md5):,} pictures', flush=True)
-    found = repeats.find(scan)
+    print(f'comparing {len(dataset.scan.md5):,} pictures', flush=True)
+    found = repeats.find(dataset.scan)
     sections = [
         shard_sections.summary(dataset),
         shard_sections.categories(dataset),
         shard_sections.samples(dataset, chosen, per_category=PER_CATEGORY.value, seed=SEED.value),
         shard_sections.distributions(dataset),
-        repeat_sections.section(dataset, found, seed=SEED.value),
+        repeat_section.section(dataset, found, seed=SEED.value),
         shard_sections.rejected(dataset),
     ]
-    said = f'{len(scan.product_id):,} products, {len(scan.md5):,} pictures, {len(dataset.label_map):,} categories'
+    products, pictures = len(dataset.scan.product_id), len(dataset.scan.md5)
+    said = f'{products:,} products, {pictures:,} pictures, {len(dataset.label_map):,} categories'
     page.write(path, f'Shards in {dataset.folder}', said, sections)
     print(f'wrote {path} ({storage.size(path) / 1e6:.1f} MB): {said}; next: open it in a browser')
 
@@ -86,7 +87,7 @@ def _read(folder: str) -> Dataset:
         raise InputError(f'--category_id={unknown[0]}: {storage.join(folder, categories.NAME)} has no such category')
     if directory := os.path.dirname(OUTPUT.value):
         storage.make_folder(directory)
-    return Dataset(folder, made, label_map, shard_scan.scan(folder, made, categories=len(label_map)))
+    return Dataset(folder, made, label_map, scan.read(folder, made, categories=len(label_map)))
 
 
 def _chosen(dataset: Dataset) -> dict[str, list[int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import html
 import io
 import re
@@ -15,13 +14,14 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from ensemble import known_images
-from pipeline import beam_job, categories, convert, manifest, split
+from pipeline import categories, convert, manifest, split
+from pipeline.categories import Categories
 from pipeline.errors import InputError
 from pipeline.records import Product
 from tests import catalogue, shards
 from tests.tools import browser
-from tools import browse_shards, repeats, shard_checks, shard_scan, shard_sections
+from tools import browse_shards, shard_checks
+from tools.browse import scan, shard_sections
 
 A, B, C, D, E, F, G, H, BLANK = (catalogue.jpeg(number) for number in range(9))
 WIDE = catalogue.jpeg(9, size=(300, 20))
@@ -52,8 +52,7 @@ PRODUCTS = {
 def made_folder(tmp_path_factory) -> Path:
     """A dataset of ten products with 19 pictures, 11 of them different, in categories 0 to 3 of 7; and its page."""
     folder = tmp_path_factory.mktemp('dataset')
-    shards.write_products(folder, PRODUCTS)
-    categories.write(categories.Categories(np.arange(7) + 1000, NAMES), str(folder))
+    shards.write_products(folder, PRODUCTS, label_map=Categories(np.arange(7) + 1000, NAMES))
     browse(folder)
     return folder
 
@@ -75,11 +74,6 @@ def browse(folder: Path, *words: str) -> str:
     """Writes the page of a dataset and gives its text."""
     browse_shards.main(['browse_shards', f'--shards_dir={folder}', *words])
     return (folder / 'browse.html').read_text()
-
-
-def scan(folder: Path, **options: int) -> shard_scan.Scan:
-    made = manifest.read(str(folder), kind='shards', remedy='')
-    return shard_scan.scan(str(folder), made, categories=len(categories.read(str(folder))), **options)
 
 
 def rows(text: str, *titles: str) -> list[list[str]]:
@@ -163,31 +157,6 @@ def test_a_shared_picture_stands_before_the_others_of_its_product(folder):
     assert 'No category is shown' in text
 
 
-@pytest.mark.parametrize(('name', 'sources'), [('val', ('train',)), ('test', ('train',)), ('test', ('train', 'val'))])
-def test_known_pictures_are_those_of_the_ensemble(tmp_path, name, sources):
-    draw = np.random.default_rng(5)
-
-    def some(split_name: str, first: int) -> list[Product]:
-        products = []
-        for number in range(first, first + 60):
-            label = -1 if split_name == 'test' else int(draw.integers(shards.CATEGORIES))
-            images = [b'%d' % picture for picture in draw.integers(400, size=draw.integers(1, 5))]
-            products.append(product(number, label, split_name, *images))
-        return products
-
-    shards.write_products(
-        tmp_path,
-        {'train': [some('train', 0), some('train', 60)], 'val': [some('val', 120)], 'test': [some('test', 180)]},
-    )
-    engine = beam_job.engine(['--runner=FnApiRunner'])
-    expected = known_images.find(engine, str(tmp_path), name, sources=sources, output_dir=str(tmp_path))
-    found = scan(tmp_path)
-    known = repeats.known(found, repeats.find(found), name, sources=sources)
-    for field in dataclasses.fields(expected):
-        assert getattr(known, field.name).tolist() == getattr(expected, field.name).tolist()
-    assert 0 < (known.label >= 0).sum() < (known.seen > 0).sum() < 60, 'of every kind there are some'
-
-
 def test_distributions_are_those_counted_by_hand(text):
     assert rows(text, 'pictures', 'train: products') == [
         ['1', '0', '0.00 %', '2', '100.00 %', '1', '33.33 %'],
@@ -207,7 +176,7 @@ def test_distributions_are_those_counted_by_hand(text):
 
 
 def test_of_many_pictures_a_sample_is_looked_at_for_its_size(folder, monkeypatch):
-    monkeypatch.setattr(shard_scan, 'SIZES_SAMPLED', 10)
+    monkeypatch.setattr(scan, 'SIZES_SAMPLED', 10)
     # Every second one of each shard: 3 of 6, 3 of 6, 1 of 2, 2 of 3 and 1 of 2.
     assert 'a random sample of 10 pictures, one of 2: 1 are' in browse(folder)
 
@@ -318,37 +287,10 @@ def test_a_damaged_shard_is_told_and_leaves_no_page(folder):
     assert not (folder / 'browse.html').exists()
 
 
-def damaged(folder: Path, one: Product, match: str) -> None:
-    shards.write_products(folder, {'train': [[product(1, 0, 'train', A), one]]})
-    with pytest.raises(InputError, match=match):
-        browse(folder)
-
-
-def test_a_label_that_is_none_is_refused(tmp_path):
-    damaged(tmp_path, product(2, 7, 'train', A), 'train-.*: product 2 has label 7, must be 0 to 6; ')
-    damaged(tmp_path, product(3, -1, 'train', A), 'train-.*: product 3 has label -1, must be 0 to 6; ')
-
-
-def test_shards_with_other_pictures_than_the_manifest_says_are_refused(folder):
-    made = manifest.read(str(folder), kind='shards', remedy='')
-    first = dataclasses.replace(made.files[0], images=99, chunks=((made.files[0].bytes, 99),))
-    manifest.write(dataclasses.replace(made, files=(first, *made.files[1:])), str(folder))
-    with pytest.raises(InputError, match=f'{first.name}: holds 6 pictures, not the 99 that the manifest tells of'):
-        browse(folder)
-
-
 def test_a_dataset_without_pictures_is_refused(tmp_path):
     shards.write_products(tmp_path, {'train': [[]]})
     with pytest.raises(InputError, match='holds no picture; convert a catalogue'):
         browse(tmp_path)
-
-
-def test_several_processes_find_the_same_as_one(folder):
-    one, two = scan(folder, processes=1), scan(folder, processes=2)
-    for field in dataclasses.fields(one):
-        first, second = getattr(one, field.name), getattr(two, field.name)
-        assert np.array_equal(first, second) if isinstance(first, np.ndarray) else first == second
-    assert one.product_id.tolist() == list(range(1, 11)), "in the manifest's order"
 
 
 def test_the_same_seed_gives_the_same_page_and_another_seed_other_samples(tmp_path, capsys):

@@ -2,7 +2,7 @@
 
 Synopsis:
 
-    dataset = Dataset('data/shards', made, label_map, shard_scan.scan('data/shards', made, categories=len(label_map)))
+    dataset = Dataset('data/shards', made, label_map, scan.read('data/shards', made, categories=len(label_map)))
     page.write('page.html', 'Shards', '', [shard_sections.summary(dataset), shard_sections.distributions(dataset)])
 """
 
@@ -25,8 +25,8 @@ from pipeline.errors import InputError
 from pipeline.manifest import Manifest
 from pipeline.records import Product
 from tools import page, sample_products
+from tools.browse.scan import Scan
 from tools.page import Cell, Section
-from tools.shard_scan import Scan
 
 if TYPE_CHECKING:
     from markupsafe import Markup

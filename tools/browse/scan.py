@@ -2,7 +2,7 @@
 
 Synopsis:
 
-    found = shard_scan.scan('data/shards', made)
+    found = scan.read('data/shards', made, categories=len(label_map))
     print(f'{len(found.md5):,} pictures of {len(found.product_id):,} products')
 
 Every checksum of a record is checked. What stays in memory is 14 bytes a product and 20 bytes a picture: 440 MB for the
@@ -73,7 +73,7 @@ class Shard(NamedTuple):
     length: np.ndarray
 
 
-def scan(folder: str, made: Manifest, *, categories: int, processes: int | None = None) -> Scan:
+def read(folder: str, made: Manifest, *, categories: int, processes: int | None = None) -> Scan:
     """Reads all shards, with a progress bar.
 
     Args:
@@ -100,9 +100,9 @@ def scan(folder: str, made: Manifest, *, categories: int, processes: int | None 
         sizes=Counter(),
         step=step,
     )
-    read = functools.partial(read_shard, folder=folder, categories=categories, step=step)
+    read_one = functools.partial(read_shard, folder=folder, categories=categories, step=step)
     product = picture = 0
-    for shard in shard_processes.map_shards(read, made.files, label='read', processes=processes):
+    for shard in shard_processes.map_shards(read_one, made.files, label='read', processes=processes):
         of_products = slice(product, product + len(shard.product_id))
         of_pictures = slice(picture, picture + len(shard.md5))
         for name in ('product_id', 'label', 'images'):
@@ -124,7 +124,7 @@ def read_shard(item: tuple[int, FileInfo], *, folder: str, categories: int, step
         step: of so many pictures, one is looked at for its size.
 
     Raises:
-        InputError: as scan().
+        InputError: as read().
     """
     _, file = item
     path = storage.join(folder, file.name)

@@ -10,10 +10,11 @@ import numpy as np
 from ensemble import known_images
 from pipeline import split
 from pipeline.records import Product
-from tools import page, repeats
+from tools import page
+from tools.browse import repeats
+from tools.browse.repeats import Repeats
+from tools.browse.shard_sections import Dataset, product_card, read, share
 from tools.page import Cell, Section
-from tools.repeats import Repeats
-from tools.shard_sections import Dataset, product_card, read, share
 
 if TYPE_CHECKING:
     from markupsafe import Markup

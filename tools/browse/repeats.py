@@ -2,7 +2,7 @@
 
 Synopsis:
 
-    found = repeats.find(shard_scan.scan('data/shards', made, categories=len(label_map)))
+    found = repeats.find(scan.read('data/shards', made, categories=len(label_map)))
     print(f'{len(found.group) - len(found.times):,} of {len(found.group):,} pictures repeat another')
 
 Pictures are the same if their MD5s are. To find them takes 50 bytes a picture for a while, and 12 remain.
@@ -17,7 +17,7 @@ import numpy as np
 from ensemble import known_images
 from ensemble.known_images import Known
 from pipeline import split
-from tools.shard_scan import Scan
+from tools.browse.scan import Scan
 
 
 @dataclass(frozen=True, eq=False)
