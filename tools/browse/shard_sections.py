@@ -31,7 +31,7 @@ from tools.page import Cell, Section
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-LONG = 100  # rows; a longer table is folded
+LONG = 50  # rows; a longer table is folded
 PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
 REJECTED_SHOWN = 200
 BINS = 60  # of a histogram
@@ -129,7 +129,7 @@ def categories(dataset: Dataset) -> Section:
     words += ' Their names have {:,} first levels, {:,} second and {:,} third; '.format(*levels)
     words += "test's products have no category here, so they don't count."
     rows = [
-        [page.count(int(number)), *level_names]
+        [Cell(str(number), int(number)), *level_names]
         + [page.count(counts[label]) for counts in (*products.values(), *pictures.values())]
         + [share(total[label], total.sum())]
         for label, (number, level_names) in enumerate(zip(label_map.ids, label_map.names, strict=True))
