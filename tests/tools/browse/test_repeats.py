@@ -1,4 +1,4 @@
-"""Repeats are those that a dict of the pictures finds, and known pictures those that the ensemble finds on its own way."""
+"""Repeats are those that a dict of the pictures finds, and known pictures those that the ensemble finds in its way."""
 
 from __future__ import annotations
 
