@@ -113,8 +113,8 @@ def _log(predicted: Sequence[FileInfo], *, folder: str, run_dir: str, tta: int, 
     if predicted:
         views = sum(file.images for file in predicted)
         counts = {
-            'products': sum(file.products for file in predicted),
             'images': views // tta,
+            'products': sum(file.products for file in predicted),
             'views': views,
             'bytes': sum(file.bytes for file in predicted),
         }

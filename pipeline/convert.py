@@ -201,8 +201,8 @@ def _print_times(report: beam_job.Report, *, seconds: float, source_bytes: int) 
 
 def _log(made: manifest.Manifest, report: beam_job.Report, *, seconds: float, source_bytes: int) -> None:
     counts = {
-        'products': sum(file.products for file in made.files),
         'images': sum(file.images for file in made.files),
+        'products': sum(file.products for file in made.files),
         'source_bytes': source_bytes,
         'shards': len(made.files),
         'kept_shards': report.counts.get('kept', 0),  # by an interrupted conversion; counted above, too

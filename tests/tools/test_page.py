@@ -22,7 +22,7 @@ def path(tmp_path):
         axes.legend()
         drawings.append(page.figure(drawn, f'Figure <{power}> & more'))
     blocks = [
-        page.text('a < b & "c"'),
+        page.text('a < b & "c" ' + 64 * '0'),
         page.text('pale', faint=True),
         page.heading('Numbers'),
         page.side_by_side(drawings),

@@ -20,6 +20,8 @@ from pipeline.categories import Categories
 from pipeline.errors import InputError
 from pipeline.records import Product
 from tests import shards
+from tests.tools import browser
+from tests.tools.reports.trained import write_run
 from tools import report, table
 from tools.reports import calibration
 
@@ -367,3 +369,33 @@ def test_the_runs_are_those_named_or_the_latest(
 def test_a_flag_that_nobody_knows_is_refused(folder: Path) -> None:
     with pytest.raises(flags.Error, match='unknown flag --splitt'):
         run(f'{folder}/noaug', '--splitt=val')
+
+
+@pytest.mark.parametrize('width', [browser.PHONE, browser.DESK])
+@browser.needed
+def test_the_page_of_a_run_is_one_whole_file(
+    folder: Path, width: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ('first', 'noaug'):
+        write_run(folder / name, crop_probability=0, flip_probability=0.5)
+    words = [f'--run_dir={folder}/first', f'{folder}/noaug', f'--shards_dir={tmp_path}/none', '--runner=FnApiRunner']
+    report.main(['report', *words])
+    path = folder / 'first' / 'report.html'
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f'wrote {path} (')
+    assert names_in(folder / 'noaug') == ['history.csv', 'logits', 'run.json']
+    with browser.started() as chromium:
+        seen = browser.look(chromium, path, width=width, dark=width == browser.PHONE, shot=tmp_path / 'shot.png')
+        assert seen.problems == []
+        assert seen.page.locator('h1').inner_text() == 'Run first'
+        headings = seen.page.locator('h2').all_inner_texts()
+    assert headings[:2] == ['Training', 'Rules (Table I)']
+    assert headings[-2:] == ['What it was trained on', 'Time and throughput']
+
+
+def test_the_page_of_the_test_set_without_its_truth_has_only_what_needs_none(folder: Path, tmp_path: Path) -> None:
+    write_store(folder / 'noaug', split='test')
+    write_run(folder / 'noaug')
+    report.main(['report', f'{folder}/noaug', '--split=test', f'--shards_dir={tmp_path}/none', '--runner=FnApiRunner'])
+    page = (folder / 'noaug' / 'report.html').read_text()
+    assert 'Least certain' in page
+    assert 'Most confident mistakes' not in page

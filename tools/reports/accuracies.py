@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FEWEST = 5  # products here that a category must have to be a point of the plot: fewer have it jump by over 0.2
+MANY = 500  # points; more are drawn smaller
 BASELINE = 'first'
 
 
@@ -83,7 +84,8 @@ def _plot_sizes(outcome: Outcome, sizes: np.ndarray) -> Markup:
     products, right = _counts(outcome)
     drawn, axes = page.axes('training products of the category', 'accuracy')
     enough = (products >= FEWEST) & (sizes > 0)
-    axes.plot(sizes[enough], right[enough] / products[enough], 'o', markersize=4, markeredgewidth=0, alpha=0.6)
+    size = 4 if enough.sum() <= MANY else 2
+    axes.plot(sizes[enough], right[enough] / products[enough], 'o', markersize=size, markeredgewidth=0, alpha=0.6)
     bins = by_size(outcome, sizes)
     _with_intervals(axes, np.array([size for size, _ in bins]), [score for _, score in bins], linestyle='-', color='C1')
     axes.set_xscale('log')

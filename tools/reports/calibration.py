@@ -9,7 +9,7 @@ Synopsis:
     print(found.error, found.excess)
 
 Source: C. Guo, G. Pleiss, Y. Sun, K. Q. Weinberger, On Calibration of Modern Neural Networks, ICML 2017: expected
-calibration error (equation 3), over 15 bins of equal width (table 1).
+calibration error over bins of equal width (section 2), 15 of them (table 1).
 """
 
 from __future__ import annotations

@@ -295,10 +295,11 @@ def _speed(run: Run) -> list[Markup]:
 
 
 def _rate(entry: Entry) -> list[object]:
-    """What was counted, and the first of it by the second."""
+    """What was counted, and the first of it by the second, unless some of it was there already."""
     amounts = ', '.join(f'{value:,} {name}' for name, value in entry.counts.items())
     name, value = next(iter(entry.counts.items()), ('', 0))
-    return [amounts, f'{value / entry.seconds:,.0f} {name}' if name and entry.seconds else '']
+    whole = name and entry.seconds and not entry.counts.get('kept_shards')
+    return [amounts, f'{value / entry.seconds:,.0f} {name}' if whole else '']
 
 
 def _machine(entry: Entry) -> str:

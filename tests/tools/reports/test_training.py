@@ -3,39 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from model import runs
-from model.history import History
 from pipeline import manifest, worklog
 from pipeline.errors import InputError
 from tests import shards
 from tests.tools import browser
+from tests.tools.reports.trained import SETTINGS, write_run
 from tools import page
 from tools.reports import training
-
-SETTINGS = {
-    'backbone': 'tiny', 'epochs': 4.0, 'decay_at': ['1', '3', '3.5'], 'decay_factor': 0.3, 'dropout': 0.2,
-    'unfreeze': 'block2@0,all@1.5', 'dataset_digest': 'd', 'weights': '<none>',
-}  # fmt: skip
-
-
-def write_run(folder: Path, *, rows: int = 6, **settings: Any) -> str:
-    """A run that was trained for so many half passes, validated after each whole one."""
-    runs.write_settings(str(folder), {**SETTINGS, **settings})
-    kept = History(str(folder), step=0)
-    for number in range(1, rows + 1):
-        row = {'step': 10 * number, 'images': 100 * number, 'passes': number / 2, 'loss': 3 / number, 'stage': 0}
-        row |= {'accuracy': number / 10, 'images_per_second': 50.0}
-        if number % 2 == 0:
-            row |= {'val_loss': 4 / number, 'val_accuracy': number / 10 - 0.05}
-            row |= {f'val_level{level}': (4 - level) / 4 for level in (1, 2, 3)}
-        kept.add(row)
-    return str(folder)
 
 
 def html(folders: list[str], shards_dir: str) -> str:
@@ -114,6 +94,11 @@ def test_the_worklogs_of_shards_and_run_are_told_with_rates_and_versions(tmp_pat
     assert f'{worklog.NAME} is not there' in html([folder], str(tmp_path / 'shards'))
     (tmp_path / 'shards').mkdir()
     worklog.add(str(tmp_path / 'shards'), 'convert', seconds=2, counts={'products': 3000, 'bytes': 5})
+    worklog.add(folder, 'again', seconds=2, counts={'products': 3000, 'kept_shards': 1})
+    assert f'3,000 products, 1 kept_shards {os.cpu_count()} cores' in text(html([folder], '')), (
+        'no rate: not all of it was done then'
+    )
+    (tmp_path / 'one' / worklog.NAME).unlink()
     worklog.add(folder, 'train', seconds=0.5, counts={'images': 20}, replicas=2)
     line = json.loads((tmp_path / 'one' / worklog.NAME).read_text())
     line['versions']['tensorflow'] = '0.1'
