@@ -38,7 +38,8 @@ PER_CATEGORY = flags.DEFINE_integer(
     lower_bound=0, upper_bound=1000, flag_values=FLAGS,
 )  # fmt: skip
 CATEGORIES = flags.DEFINE_integer(
-    'categories', 30, 'Categories whose products are shown: the largest, the smallest and random ones, a third each.',
+    'categories', 30, 'Categories whose products are shown: the largest, the smallest and random ones, a third each. '
+    'A picture takes 3 kB of the page.',
     lower_bound=0, upper_bound=100_000, flag_values=FLAGS,
 )  # fmt: skip
 CATEGORY_ID = flags.DEFINE_multi_integer(

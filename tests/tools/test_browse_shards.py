@@ -185,6 +185,7 @@ def test_of_many_pictures_a_sample_is_looked_at_for_its_size(folder, monkeypatch
 def test_samples_show_a_products_split_and_pictures(text):
     assert f'{" › ".join(NAMES[0])} (1000): 2 in train, 1 in val' in text
     assert 'All categories, from the largest to the smallest' in text
+    assert text.count('<details open>') == 1, 'of the first category'
     for number in range(1, 11):
         name = next(name for name, some in PRODUCTS.items() for one in some for p in one if p.product_id == number)
         assert f'product {number} · {name}' in text
