@@ -133,20 +133,13 @@ def _kept(
         kept = {file.name: file for file in found if file}
     else:
         kept = {file.name: file for file in listed if journal.is_sound(folder, file)}
-        if len(kept) == len(files) and _has_categories(folder, label_map):
+        if len(kept) == len(files) and categories.is_in(label_map, folder):
             return kept
         for file in kept.values():
             journal.note(folder, file, identity=identity)
     if storage.exists(path):
         storage.remove(path)
     return kept
-
-
-def _has_categories(folder: str, label_map: Categories) -> bool:
-    try:
-        return categories.read(folder).digest() == label_map.digest()
-    except InputError:
-        return False
 
 
 def _listed(folder: str, about: dict[str, Any]) -> tuple[FileInfo, ...] | None:
@@ -166,7 +159,7 @@ def _predict(
 ) -> list[FileInfo]:
     """Predicts the shards that aren't kept, and notes each as soon as it is finished."""
     started, made = time.monotonic(), []
-    step = _step(model, plain=options.tta == 1)
+    forward = step(model, plain=options.tta == 1)
     total = shards.manifest.images(options.split) * options.tta
     done = sum(file.images for file in kept.values())
     unit = 'images' if options.tta == 1 else 'views'
@@ -176,7 +169,7 @@ def _predict(
             info = kept.get(file.name)
             if not info:
                 views = dataset.views(shards, file, batch_size=options.batch_size, tta=options.tta, seed=options.seed)
-                rows = _rows(step, views, bar)
+                rows = _rows(forward, views, bar)
                 info = logits.write_shard(folder, file.name, rows, split=options.split, top_k=options.top_k)
                 journal.note(folder, info, identity=identity)
             made.append(info)
@@ -202,20 +195,20 @@ def weights_digest(classifier: keras.Model) -> str:
     return digest.hexdigest()
 
 
-def _step(model: AccumulatingModel, *, plain: bool) -> Callable[..., Any]:
+def step(model: AccumulatingModel, *, plain: bool) -> Callable[..., Any]:
     """Images and draws of a batch -> their logits, float16; one for all shards, each would trace the network anew."""
 
     @tf.function
-    def step(images: Any, draws: Any) -> Any:
+    def forward(images: Any, draws: Any) -> Any:
         return halved(model.logits(images, draws, augmentation=None if plain else VIEWS))
 
-    return step
+    return forward
 
 
-def _rows(step: Callable[..., Any], views: tf.data.Dataset, bar: Any) -> Iterator[logits.Rows]:
+def _rows(forward: Callable[..., Any], views: tf.data.Dataset, bar: Any) -> Iterator[logits.Rows]:
     strategy = tf.distribute.get_strategy()
     for images, draws, *columns in strategy.experimental_distribute_dataset(views):
-        values = _joined(strategy.run(step, args=(images, draws)))
+        values = _joined(strategy.run(forward, args=(images, draws)))
         product_id, image_index, view, label = (_joined(column) for column in columns)
         count = np.count_nonzero(product_id != dataset.FILLER)
         rows = logits.Rows(product_id=product_id, image_index=image_index, view=view, label=label, logits=values)

@@ -26,7 +26,7 @@ from model.accumulate import AccumulatingModel, part_dropout
 from model.backbone import Backbone
 from model.evaluation import Evaluator
 from model.stages import Schedule
-from pipeline import dataset, split, worklog
+from pipeline import categories, dataset, split, worklog
 from pipeline.augment import Augmentation
 from pipeline.dataset import Shards
 from pipeline.errors import InputError
@@ -174,6 +174,8 @@ def main(argv: list[str]) -> None:
     if worker:
         print(f'worker {worker} of {workers} is done; the first one predicts')
         return
+    if not categories.is_in(shards.label_map, RUN_DIR.value):
+        categories.write(shards.label_map, RUN_DIR.value)
     # The other machines don't predict, and the strategy of all would wait for them.
     strategy = strategy if workers == 1 else tf.distribute.get_strategy()
     with strategy.scope():

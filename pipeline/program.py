@@ -49,7 +49,9 @@ def flag_values() -> flags.FlagValues:
     return values
 
 
-def parse(values: flags.FlagValues, argv: list[str], *, doc: str | None, pass_through: bool = False) -> list[str]:
+def parse(
+    values: flags.FlagValues, argv: list[str], *, doc: str | None, pass_through: bool = False, words: bool = False
+) -> list[str]:
     """Sets the program's flags from `argv` (the program's name first); flags not named get their defaults.
 
     Args:
@@ -57,9 +59,10 @@ def parse(values: flags.FlagValues, argv: list[str], *, doc: str | None, pass_th
         argv: the command line.
         doc: the program's docstring, shown by --help.
         pass_through: whether to hand back what this program doesn't know (for Beam) instead of refusing it.
+        words: whether to hand back words that are no flags, such as names of files; flags may stand between them.
 
     Returns:
-        The arguments left over: [] unless `pass_through`.
+        The arguments left over: [] unless `pass_through` or `words`.
 
     Raises:
         flags.Error: an unknown flag, a bad value or a stray word.
@@ -67,11 +70,12 @@ def parse(values: flags.FlagValues, argv: list[str], *, doc: str | None, pass_th
     """
     for name in values:
         values[name].unparse()
+    values.set_gnu_getopt(words or values.is_gnu_getopt())
     rest = list(values(argv, known_only=pass_through)[1:])
     if values['help'].value:
         print(_help_text(values, doc or ''))
         raise SystemExit(0)
-    if rest and not pass_through:
+    if rest and not (pass_through or words):
         raise flags.Error(f'unexpected argument {rest[0]!r}: every option is written --name=value')
     return rest
 

@@ -69,7 +69,15 @@ def test_a_documented_command_is_understood(command, monkeypatch):
     runs_beam = module in ('pipeline.convert', 'ensemble.combine')
     flag_values = importlib.import_module(module).FLAGS
     takes_words = module in ('tools.bench', 'tools.report')
-    rest = program.parse(flag_values, [module, *arguments], doc='', pass_through=runs_beam or takes_words)
+    rest = program.parse(
+        flag_values,
+        [module, *arguments],
+        doc='',
+        pass_through=runs_beam or takes_words,
+        words=module == 'tools.classify',
+    )
+    if module == 'tools.classify':
+        assert rest == ['front.jpg', 'back.jpg']
     if module == 'tools.bench':
         assert set(rest) <= set(bench.PARTS)
     if module == 'tools.report':

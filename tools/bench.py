@@ -2,8 +2,9 @@
 
 Parts: convert (the conversion against a plain loop, and its memory), feed (batches against decoding alone and DALI),
 train (the train step against Keras' fit, and with the feed attached), combine (against numpy, product by product, and
-its memory). Times are medians of interleaved runs, start-up included, rates medians without it; the table says which
-figures keep to their limits. Exit code 1 if one doesn't.
+its memory), serve (what tools.export writes, against its network alone). Times are medians of interleaved runs,
+start-up included, rates medians without it; the table says which figures keep to their limits. Exit code 1 if one
+doesn't.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from absl import flags
 
 from pipeline import storage
 from pipeline.errors import InputError
-from tools.benchmarks import combine, convert, feed, train
+from tools.benchmarks import combine, convert, feed, serve, train
 from tools.benchmarks.measure import Row
 
 FLAGS = program.flag_values()
@@ -41,7 +42,7 @@ def _feed(folder: Path, *, runs: int) -> tuple[list[Row], dict]:
     return feed.run(folder, runs=runs, peers_python=PEERS_PYTHON.value)
 
 
-PARTS = {'convert': convert.run, 'feed': _feed, 'train': train.run, 'combine': combine.run}
+PARTS = {'convert': convert.run, 'feed': _feed, 'train': train.run, 'combine': combine.run, 'serve': serve.run}
 
 
 def main(argv: list[str]) -> None:

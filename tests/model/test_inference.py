@@ -11,16 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 
 from ensemble import logits
-from model import backbone, classifier, predict, runs
+from model import predict
 from pipeline import categories, dataset, journal, manifest, program, worklog
 from pipeline.errors import InputError
 from tests import shards as small
-from tests.model import tiny
+from tests.model.finished_run import write_model
 
 SHARDS = 5
 NAMES = [f'val-{number:05}-of-{SHARDS:05}.tfrecord' for number in range(SHARDS)]
@@ -30,18 +29,6 @@ NAMES = [f'val-{number:05}-of-{SHARDS:05}.tfrecord' for number in range(SHARDS)]
 def shards(tmp_path_factory) -> dataset.Shards:
     """22 products of 43 pictures to predict, in five shards."""
     return small.write(tmp_path_factory.mktemp('shards'), train=0, val=22, shards=SHARDS)
-
-
-def write_model(run_dir: Path, *, seed: int, classes: int = small.CATEGORIES) -> None:
-    keras.utils.set_random_seed(seed)
-    with tiny.known():
-        network = backbone.build('tiny', image_size=16, width=1)
-    model = classifier.build(network, classes=classes, dropout=0)
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):  # else nothing gets far from its first logits
-            layer.moving_variance.assign(0.01 * layer.moving_variance)
-    runs.write_settings(str(run_dir), {})
-    runs.save_model(model, str(run_dir))
 
 
 @pytest.fixture(scope='module')

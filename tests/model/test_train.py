@@ -110,6 +110,16 @@ def test_a_finished_run_is_left_as_it_is(run, shards_dir, capsys):
     assert 'training is finished already; give another --run_dir to train again' in capsys.readouterr().out
 
 
+def test_a_run_has_the_categories_of_its_shards_and_gets_them_again_when_it_lacks_them(run, shards_dir):
+    path = run / 'categories.csv'
+    expected = (Path(shards_dir) / 'categories.csv').read_bytes()
+    assert path.read_bytes() == expected
+    path.unlink()
+    flags = ('--epochs=2', '--decay_at=0.7,1', '--unfreeze=head@0,all@1')
+    train.main(arguments(shards_dir, run, *flags))
+    assert path.read_bytes() == expected
+
+
 def test_other_flags_for_the_same_folder_are_refused_by_name(run, shards_dir):
     with pytest.raises(InputError, match='began with epochs=2.0, now it is 3.0'):
         train.main(arguments(shards_dir, run, '--epochs=3', '--decay_at=0.7,1', '--unfreeze=head@0,all@1'))

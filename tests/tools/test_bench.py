@@ -29,6 +29,8 @@ from tools.benchmarks import (
     logits_store,
     measure,
     plain_convert,
+    serve,
+    serve_contenders,
     train,
     train_contenders,
 )
@@ -310,3 +312,21 @@ def test_the_figures_of_combining_are_ratios_to_the_reference_of_the_same_rule()
         (7, 10, False), (0.8, 1, False), (2, None, True), (0.75, None, True),
         (4, None, True),
     ]  # fmt: skip
+
+
+def test_the_figures_of_serving_are_ratios_to_the_network_alone_and_to_the_large_batch():
+    speeds = {'small, 32 products': 300, 'small, 8 products': 150, 'small, 1 products': 60, 'small, network alone': 400}
+    speeds |= {'xception, 32 products': 9, 'xception, network alone': 10}
+    assert set(speeds) == set(serve.CONTENDERS)
+    measured = {name: [Run(1, 0, json.dumps({'products/s': speed}))] for name, speed in speeds.items()}
+    assert [row.ratio for row in serve.rows(measured)] == [0.75, 0.9, 0.5, 0.2]
+
+
+def test_the_serve_part_knows_the_networks_of_its_contenders():
+    assert {name.partition(', ')[0] for name in serve.CONTENDERS} == set(serve_contenders.NETWORKS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['small, 1 products', 'small, network alone'])
+def test_a_contender_of_the_serve_part_says_its_rate(folder, name):
+    assert (serve.contender(name, folder=folder).rate or 0) > 0
