@@ -31,7 +31,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline import pictures as decoder
 from pipeline import storage
 from pipeline.errors import InputError
 
@@ -136,9 +135,9 @@ def side_by_side(blocks: Sequence[Markup]) -> Markup:
     return _block('side_by_side', blocks)
 
 
-def fold(summary: str, blocks: Sequence[Markup]) -> Markup:
-    """Blocks that are shown when their summary is clicked."""
-    return _block('fold', summary, blocks)
+def fold(summary: str, blocks: Sequence[Markup], *, open: bool = False) -> Markup:
+    """Blocks that are shown when their summary is clicked; `open`: from the beginning."""
+    return _block('fold', summary, blocks, open)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Markup:
@@ -247,6 +246,8 @@ def _set_style() -> None:
 def _source(image: bytes) -> str:
     """The picture as an URL that holds it."""
     from PIL import Image
+
+    from pipeline import pictures as decoder  # it takes TensorFlow's five seconds, which processes that read can save
 
     pixels = np.empty((1, *decoder.SHAPE), np.uint8)
     decoder.decode_into(pixels, [memoryview(image)])

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ensemble import known_images
-from pipeline import program, storage
+from pipeline import columns, program, shard_chunks, storage
 from pipeline.dataset import Shards
 from pipeline.manifest import FileInfo
 
@@ -45,7 +44,7 @@ def count(shards: Shards, *, examples_of: Collection[int], examples: int) -> Tra
     with program.progress(total=total, label='count categories', unit=' products', delay=5) as bar:
         for file in shards.manifest.of_split(SPLIT):
             first = 0
-            for found, _ in known_images.read_groups(storage.join(shards.folder, file.name), file):
+            for found in shard_chunks.parse_shard(storage.join(shards.folder, file.name), file, columns.read):
                 counts += np.bincount(found.label, minlength=len(counts))
                 for label, noted in places.items():
                     if len(noted) < examples:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ensemble import known_images
+from pipeline import shard_chunks
 from pipeline.errors import InputError
 from pipeline.manifest import CHUNK_PRODUCTS
 from tests import shards
@@ -13,7 +13,7 @@ from tools.reports import training_products
 
 
 def test_all_are_counted_and_found_over_chunks_and_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(known_images, 'READ_CHUNKS', 1)
+    monkeypatch.setattr(shard_chunks, 'READ_CHUNKS', 1)
     half = CHUNK_PRODUCTS + 12  # a multiple of 7
     made = shards.write(tmp_path, train=2 * half, val=5, shards=2)
     found = training_products.count(made, examples_of=[2, 5], examples=1000)
