@@ -1,15 +1,14 @@
 """Combines the logits of each product's pictures into one prediction: `python -m ensemble.combine --rule product`
 
-A Beam job over the files of one store of logits, or of several models' stores; only predictions leave a worker, into
-the run's folder predictions/SPLIT: Parquet files with each product's category, its probability and the five likeliest.
+Logits are what a network says of a picture: a number for each category, the higher the likelier. model.train and
+model.predict write them. Here a Beam job reads those of one model or several, and writes into the run's folder
+predictions/SPLIT: Parquet files with each product's category, its probability and the five likeliest.
   test logits  make submission.csv.gz for Kaggle too; with --solution=data/solution.csv the accuracy is printed
   val logits   the accuracy is printed with its 95 % interval
   --rule all   compares all rules in one reading of the logits: prints a table and writes it as rules-val.csv
 Several models: --logits=runs/a/logits/test,runs/b/logits/test, with --weights=2,1, or --fit=val to find the weights on
 the val logits beside them: says what that gains by cross-validation, writes mixture.json, and combines with it. Later
 --weights=PATH/mixture.json does the same again. With --rule=power the exponent is found too.
-Beam's flags pass through: --runner=DirectRunner (the default: one process a core), FnApiRunner (one process),
-FlinkRunner, DataflowRunner, and what belongs to each, such as --direct_num_workers=4.
 """
 
 from __future__ import annotations
@@ -35,31 +34,48 @@ from pipeline.beam_job import Engine
 from pipeline.errors import InputError
 
 FLAGS = program.flag_values()
+program.group(FLAGS, 'Input, rule and output')
 LOGITS = flags.DEFINE_string(
     'logits', 'runs/latest/logits/test', 'Folder of a logits store, or of several models with commas between.',
     flag_values=FLAGS,
 )  # fmt: skip
 RULE = flags.DEFINE_string(
-    'rule', 'product', f'How to combine: {", ".join(rules.names())}, or all to compare them.', flag_values=FLAGS
-)
-POWER = flags.DEFINE_float('power', rules.POWER, 'Exponent of the rule power (paper: 0.1).', flag_values=FLAGS)
+    'rule', 'product', f"How a product's pictures are combined: {', '.join(rules.names())}, or all to compare them.",
+    flag_values=FLAGS,
+)  # fmt: skip
+OUTPUT_DIR = flags.DEFINE_string(
+    'output_dir', '',
+    "Folder for what is written; if none is named, the run's, two above --logits, or runs/ensemble with several runs.",
+    flag_values=FLAGS,
+)  # fmt: skip
+SOLUTION = flags.DEFINE_string(
+    'solution', '', "A file solution.csv with the test products' categories, to tell the accuracy on them.",
+    flag_values=FLAGS,
+)  # fmt: skip
+POWER = flags.DEFINE_float(
+    'power', rules.POWER, 'Exponent of the rule power, which averages probabilities raised to it (paper: 0.1).',
+    flag_values=FLAGS,
+)  # fmt: skip
 VIEWS = flags.DEFINE_enum(
     'views', 'pooled', rules.VIEWS,
     'With several views of each picture: the rule over all views of all pictures (as the paper), or over the views of '
     'each picture first.', flag_values=FLAGS,
 )  # fmt: skip
+program.group(FLAGS, 'Several models')
 WEIGHTS = flags.DEFINE_string(
     'weights', '',
-    'How much each model counts, with commas between, or the mixture.json that --fit wrote, with the rule and all; all '
-    'alike if empty.', flag_values=FLAGS,
+    'How much each model counts: numbers with commas between, or the mixture.json that --fit wrote, with the rule and '
+    'all. With none they count alike.', flag_values=FLAGS,
 )  # fmt: skip
 FIT = flags.DEFINE_enum(
-    'fit', None, fit.SPLITS, 'Find the weights, and the exponent of --rule=power, on the logits of this split beside '
-    '--logits.', flag_values=FLAGS,
+    'fit', None, fit.SPLITS, 'Find the weights, and the exponent of --rule=power, on the logits of this split, which '
+    'lie beside --logits.', flag_values=FLAGS,
 )  # fmt: skip
 ACROSS = flags.DEFINE_enum(
-    'across', 'arithmetic', mixture.ACROSS, "Mean over the models' probabilities of a product.", flag_values=FLAGS
-)
+    'across', 'arithmetic', mixture.ACROSS, "Which mean of the models' probabilities of a product is taken.",
+    flag_values=FLAGS,
+)  # fmt: skip
+program.group(FLAGS, 'Pictures that are known')
 KNOWN_IMAGES = flags.DEFINE_bool(
     'known_images', False,
     'A product takes the category of the labelled products that have the same pictures byte for byte, if all of these '
@@ -67,21 +83,14 @@ KNOWN_IMAGES = flags.DEFINE_bool(
     flag_values=FLAGS,
 )  # fmt: skip
 SHARDS_DIR = flags.DEFINE_string(
-    'shards_dir', 'data/shards', 'Folder of the shards, for --known_images.', flag_values=FLAGS
-)
-SOLUTION = flags.DEFINE_string(
-    'solution', '', "A solution.csv with the test products' categories, to score with.", flag_values=FLAGS
-)
-OUTPUT_DIR = flags.DEFINE_string(
-    'output_dir', '',
-    "Folder for what is written; if empty, the run's folder, two above --logits, or runs/ensemble beside several runs.",
+    'shards_dir', 'data/shards', 'Folder of the shards that the logits were made from, for --known_images.',
     flag_values=FLAGS,
 )  # fmt: skip
 
 
 def main(argv: list[str]) -> None:
     """Combines stores of logits."""
-    engine = beam_job.engine(program.parse(FLAGS, argv, doc=__doc__, pass_through=True))
+    engine = beam_job.engine(program.parse(FLAGS, argv, doc=__doc__, pass_through=True), known=FLAGS)
     folders = [folder.rstrip('/') for folder in LOGITS.value.split(',')]
     compare = RULE.value == 'all'
     _check_flags(compare=compare)

@@ -160,7 +160,7 @@ def _predict(
     done = sum(file.images for file in kept.values())
     unit = 'images' if options.tta == 1 else 'views'
     # What is kept counts as done, but not for the rate.
-    with program.progress(total=total, initial=done, label=f'predict {options.split}', unit=f' {unit}') as bar:
+    with program.progress(total=total, initial=done, label=f'predict {options.split}', unit=unit) as bar:
         for file in shards.manifest.of_split(options.split):
             info = kept.get(file.name)
             if not info:

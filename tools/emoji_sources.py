@@ -290,7 +290,7 @@ def render_all(drawings: Sequence[bytes], *, processes: int | None = None) -> li
     if processes is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
         processes = min(cores, -(-len(drawings) // CHUNK))
-    bar = functools.partial(program.progress, total=len(drawings), label='rendering', unit=' pictures')
+    bar = functools.partial(program.progress, total=len(drawings), label='draw', unit='pictures')
     if processes <= 1:
         return list(bar(map(render, drawings)))
     # New processes instead of forks, which aren't safe once other threads run nor to be had everywhere.

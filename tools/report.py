@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
         raise InputError("--split=test needs the products' categories: give --solution=data/solution.csv")
     if SPLIT.value != 'test' and SOLUTION.value:
         raise InputError(f'--solution={SOLUTION.value} is for the test set; give --split=test, or leave it out')
-    engine = beam_job.engine([word for word in rest if word.startswith('-')])
+    engine = beam_job.engine([word for word in rest if word.startswith('-')], known=FLAGS)
     _make_table(engine, folders, output_dir=OUTPUT_DIR.value or folders[0])
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import NoReturn
 
@@ -67,7 +67,8 @@ def test_what_a_program_does_not_know_is_handed_back_in_order(values):
 @pytest.mark.parametrize(
     ('words', 'error'),
     [
-        (['--nme=you'], "Unknown command line flag 'nme'"),
+        (['--nme=you'], 'unknown flag --nme, perhaps --name is meant'),
+        (['--xyz=you'], 'unknown flag --xyz'),
         (['you'], "unexpected argument 'you': every option is written --name=value"),
         (['--name=a', 'b', 'c'], "unexpected argument 'b': every option is written --name=value"),
         (['--name'], 'Missing value for flag --name'),
@@ -78,18 +79,6 @@ def test_what_a_program_does_not_know_is_handed_back_in_order(values):
 def test_bad_usage_is_refused(values, words, error):
     with pytest.raises(flags.Error, match=f'^{re.escape(error)}$'):
         parse(values, *words)
-
-
-def test_help_names_every_flag_with_its_default_and_ends_the_program(values, capsys):
-    with pytest.raises(SystemExit) as end:
-        parse(values, '--help', '--name=you')
-    assert end.value.code == 0
-    assert capsys.readouterr().out.splitlines() == [
-        'Greets.', '', 'Flags:',
-        '  --name', "      Whom to greet. (default: 'world')",
-        '  --count', '      How often.',
-        '  --flagfile', '      Read flags from this file, one --name=value a line; later flags win.',
-    ]  # fmt: skip
 
 
 def raise_(error: BaseException) -> NoReturn:
@@ -133,36 +122,30 @@ def test_an_error_of_the_program_itself_is_not_hidden():
         program.run(lambda _: raise_(ZeroDivisionError()))
 
 
-def test_progress_is_told_on_stderr_alone(capsys):
-    assert list(program.progress(iter('abc'), total=3, label='letters', unit='letter')) == ['a', 'b', 'c']
-    said = capsys.readouterr()
-    assert said.out == ''
-    assert 'letters: 100%' in said.err
-    assert '3.00/3.00' in said.err
+def test_a_flagfile_that_is_missing_is_bad_input(values):
+    with pytest.raises(InputError, match=r"^--flagfile: \[Errno 2\] .*: 'none.flags'; name a file that can be read$"):
+        parse(values, '--flagfile=none.flags')
 
 
-def test_work_elsewhere_is_watched_once_it_takes_long(capsys, monkeypatch):
-    monkeypatch.setattr(program, 'WATCHED_AFTER', 0.01)
-    told = iter([InputError('not there yet'), ('plan', 0, 0), ('write', 2, 3)])
-    last = threading.Event()
-
-    def look():
-        one = next(told, None)
-        if one is None:
-            last.set()
-            return 'write', 3, 3
-        if isinstance(one, Exception):
-            raise one
-        return one
-
-    with program.watched(look, unit=' shards'):
-        assert last.wait(10)
-    shown = capsys.readouterr().err
-    assert shown.lstrip('\r').startswith('plan: 0.00 shards')
-    assert 'write: 100%' in shown and '3.00/3.00' in shown
+def start(code: str, tmp_path: Path, *, output: str, unbuffered: str = '') -> subprocess.CompletedProcess[str]:
+    """Runs a program whose main is `code`, with its output sent somewhere by the shell."""
+    (tmp_path / 'some.py').write_text(f'from pipeline import program\ndef main(argv):\n {code}\nprogram.run(main)\n')
+    command = f'"{sys.executable}" "{tmp_path / "some.py"}" {output}'
+    return subprocess.run(
+        ['bash', '-o', 'pipefail', '-c', command], cwd=Path(__file__).parents[2], capture_output=True, text=True,
+        env={**os.environ, 'PYTHONPATH': '.', 'PYTHONUNBUFFERED': unbuffered},
+    )  # fmt: skip
 
 
-def test_short_work_is_not_shown(capsys):
-    with program.watched(lambda: ('write', 1, 2), unit=' shards'):
-        pass
-    assert capsys.readouterr().err == ''
+@pytest.mark.parametrize('unbuffered', ['', '1'])
+@pytest.mark.parametrize('code', ['print("much\\n" * 10**6)', '[print("much", flush=True) for _ in range(10**6)]'])
+def test_a_reader_that_has_seen_enough_ends_the_program_quietly(tmp_path, code, unbuffered):
+    done = start(code, tmp_path, output='| head -n 1', unbuffered=unbuffered)
+    assert (done.returncode, done.stdout, done.stderr) == (141, 'much\n', ''), 'as SIGPIPE would'
+
+
+@pytest.mark.parametrize('unbuffered', ['', '1'])
+@pytest.mark.parametrize('code', ['print("little")', 'print("much\\n" * 10**6)'])
+def test_output_that_can_not_be_written_is_one_line(tmp_path, code, unbuffered):
+    done = start(code, tmp_path, output='> /dev/full', unbuffered=unbuffered)
+    assert (done.returncode, done.stderr) == (1, 'error: [Errno 28] No space left on device\n')
