@@ -22,14 +22,14 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags
 
-from ensemble import fit, known_images, mixture, mixture_file, predictions, reduction, rules, scores, submission
+from ensemble import fit, known_images, logits, mixture, mixture_file, predictions, reduction, rules, scores, submission
 from ensemble.known_images import Known
 from ensemble.mixture import Mixture
 from ensemble.predictions import UNKNOWN, Predictions
 from ensemble.reduction import Job, Part, Stores
 from ensemble.scores import Score
 from ensemble.submission import Solution
-from pipeline import beam_job, storage, tables
+from pipeline import beam_job, manifest, storage, tables
 from pipeline.beam_job import Engine
 from pipeline.errors import InputError
 
@@ -178,7 +178,8 @@ def _fit(engine: Engine, stores: Stores, start: Mixture, *, output_dir: str) -> 
     path = storage.join(output_dir, mixture_file.NAME)
     mixture_file.write(path, found.every.mixture, stores)
     test = ','.join(mixture_file.of_split(folder, 'test') for folder in stores.folders)
-    print(f'wrote {path}; to use it again: python -m ensemble.combine --weights={path} --logits={test}', flush=True)
+    again = program.command('ensemble.combine', f'--weights={path}', f'--logits={test}')
+    program.last_line(f'wrote {path}: what was fitted', then=again)
     return found.every.mixture
 
 
@@ -218,16 +219,15 @@ def _combine(
         _say_known(found, known)
     if solution or stores.split != 'test':
         _say_accuracy(way.rule, found, solution, known)
-    print(f'wrote {folder}: the predictions for {len(found):,} products')
+    written = f'wrote {folder}: the predictions for {len(found):,} products'
     if stores.split == 'test':
+        print(written)
         path = storage.join(output_dir, submission.NAME)
         submission.write(path, found.product_id, found.category_id, expected=stores.products)
-        print(
-            f'wrote {path}: {len(found):,} products; next: upload it to '
-            'https://www.kaggle.com/c/cdiscount-image-classification-challenge, or score it here with --solution'
-        )
+        kaggle = 'upload it to https://www.kaggle.com/c/cdiscount-image-classification-challenge'
+        program.last_line(f'wrote {path}: {len(found):,} products', then=kaggle)
     else:
-        print(f'next: {_command(way.rule, stores)}')
+        program.last_line(written, then=_command(way.rule, stores))
 
 
 def _find_known(engine: Engine, stores: Stores, shards_dir: str, *, output_dir: str) -> Known:
@@ -276,7 +276,7 @@ def _compare(
         }
     path = storage.join(output_dir, f'rules-{os.path.basename(stores.folders[0])}.csv')
     _report_all(correct, first.pictures >= 2, path=path)
-    print(f'wrote {path}; next: {_command("product", stores)}')
+    program.last_line(f'wrote {path}: all rules', then=_command('product', stores))
 
 
 def _reduce(
@@ -299,11 +299,14 @@ def _reduce(
 
 
 def _command(rule: str, stores: Stores) -> str:
-    """The command that combines the same models' test logits in the same way."""
-    folders = ','.join(mixture_file.of_split(folder, 'test') for folder in stores.folders)
-    flags_given = [flag for flag in (POWER, VIEWS, WEIGHTS, ACROSS) if FLAGS[flag.name].present]
-    given = ''.join(f' --{flag.name}={flag.value}' for flag in flags_given)
-    return f'python -m ensemble.combine --rule {rule}{given} --logits={folders}'
+    """The command that combines the same models' test logits in the same way, or makes those that are missing."""
+    folders = [mixture_file.of_split(folder, 'test') for folder in stores.folders]
+    for folder in folders:
+        if not storage.exists(storage.join(folder, manifest.NAME)):
+            return logits.command(folder)
+    given = [flag for flag in (POWER, VIEWS, WEIGHTS, ACROSS) if FLAGS[flag.name].present]
+    words = [f'--{flag.name}={flag.value}' for flag in given]
+    return program.command('ensemble.combine', '--rule', rule, *words, f'--logits={",".join(folders)}')
 
 
 def _report_all(correct: dict[str, np.ndarray], several: np.ndarray, *, path: str) -> None:

@@ -118,10 +118,10 @@ def _kept(
     path = storage.join(folder, manifest.NAME)
     listed = _listed(folder, about)
     if listed is None:
-        found = (journal.noted(folder, file.name, identity=identity) for file in files)
+        found = (journal.noted(folder, file.name, identity=identity) for file in _checking(files))
         kept = {file.name: file for file in found if file}
     else:
-        kept = {file.name: file for file in listed if journal.is_sound(folder, file)}
+        kept = {file.name: file for file in _checking(listed) if journal.is_sound(folder, file)}
         if len(kept) == len(files) and _has_categories(folder, label_map):
             return kept
         for file in kept.values():
@@ -129,6 +129,11 @@ def _kept(
     if storage.exists(path):
         storage.remove(path)
     return kept
+
+
+def _checking(files: tuple[FileInfo, ...]) -> Iterator[FileInfo]:
+    """Files that are read whole, with progress."""
+    yield from program.progress(files, total=len(files), label='check the logits there are', unit='shards')
 
 
 def _has_categories(folder: str, label_map: Categories) -> bool:

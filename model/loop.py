@@ -43,6 +43,7 @@ class Options:
         save_seconds: time after which it saves a checkpoint within an artificial epoch.
         val_images: validation pictures after an artificial epoch.
         show_graph: whether TensorBoard gets the graph.
+        command: what goes on with the run, to be told where it is interrupted.
     """
 
     run_dir: str
@@ -52,6 +53,7 @@ class Options:
     save_seconds: float
     val_images: int
     show_graph: bool
+    command: str = 'the same command'
 
 
 class Loop:
@@ -304,7 +306,7 @@ class Loop:
             for number, handler in before.items():
                 signal.signal(number, handler)
         if self.asked:
-            print(f'ended as asked; the same command goes on from {self._last}')
+            program.last_line(f'wrote {self._last}: ended as asked', then=self.options.command)
         if self._signal == signal.SIGINT:
             raise KeyboardInterrupt
 

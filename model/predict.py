@@ -62,7 +62,11 @@ def main(argv: list[str]) -> None:
             best=BEST.value,
         )
         folder = inference.predict_split(model, shards, options, run_dir=RUN_DIR.value)
-    print(f'next: python -m ensemble.combine --rule product --logits={folder}')
+    rule = 'product' if SPLIT.value == 'test' else 'all'
+    program.last_line(
+        f'wrote {folder}: the logits of {SPLIT.value}',
+        then=program.command('ensemble.combine', '--rule', rule, f'--logits={folder}'),
+    )
 
 
 if __name__ == '__main__':

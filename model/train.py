@@ -14,6 +14,7 @@ from pipeline import program  # first: it quiets the logs of what is imported be
 # isort: split
 import contextlib
 import io
+import os
 import random
 import time
 from typing import Any
@@ -148,9 +149,9 @@ XLA = flags.DEFINE_enum(
 STRATEGY = flags.DEFINE_enum(
     'strategy', 'auto', devices.STRATEGIES,
     'one: one device; mirrored: all GPUs of this machine (or its logical CPUs); auto: mirrored if there are several '
-    'GPUs; multiworker: all GPUs of the machines that TF_CONFIG lists (or a CPU of each). Start the same command on each, '
-    'with folders that all of them reach. Each reads shards of its own, all of them once a pass. The first writes the '
-    'run, and predicts alone, on one device.',
+    'GPUs; multiworker: all GPUs of the machines that TF_CONFIG lists (or a CPU of each). Start the same command on '
+    'each, with folders that all of them reach. Each reads shards of its own, all of them once a pass. The first '
+    'writes the run, and predicts alone, on one device.',
     flag_values=FLAGS,
 )  # fmt: skip
 
@@ -186,7 +187,7 @@ def main(argv: list[str]) -> None:
         runs.check_settings(RUN_DIR.value, settings)
         if runs.is_finished(RUN_DIR.value):
             print(f'{RUN_DIR.value}: training is finished already; give another --run_dir to train again')
-        elif not _train(shards, backbone, schedule, settings, strategy):
+        elif not _train(shards, backbone, schedule, settings, strategy, argv=argv):
             return
     if worker:
         print(f'worker {worker} of {workers} is done; the first one predicts')
@@ -200,8 +201,22 @@ def main(argv: list[str]) -> None:
             options = inference.Options(split=name, batch_size=batch_size)
             inference.predict_split(model, shards, options, run_dir=RUN_DIR.value)
     runs.point_latest(RUN_DIR.value)
-    print(f'wrote {RUN_DIR.value} ({runs.MODEL_NAME}, history.csv, logits) in {time.monotonic() - started:.0f} s')
-    print('next: python -m ensemble.combine --rule product')
+    logits = f'logits of {" and ".join(PREDICT.value)}' if PREDICT.value else 'no logits'
+    program.last_line(
+        f'wrote {RUN_DIR.value}: {runs.MODEL_NAME}, history.csv and {logits}, in {time.monotonic() - started:.0f} s',
+        then=_next(),
+    )
+
+
+def _next() -> str:
+    """The command that makes the most of the logits there are."""
+    if 'test' in PREDICT.value or 'val' in PREDICT.value:
+        name, rule = ('test', 'product') if 'test' in PREDICT.value else ('val', 'all')
+        folder = inference.folder_of(RUN_DIR.value, inference.Options(split=name, batch_size=1))
+        is_default = os.path.realpath('runs/latest') == os.path.realpath(RUN_DIR.value) and name == 'test'
+        return program.command('ensemble.combine', '--rule', rule, *(() if is_default else (f'--logits={folder}',)))
+    elsewhere = () if SHARDS_DIR.value == SHARDS_DIR.default else (f'--shards_dir={SHARDS_DIR.value}',)
+    return program.command('model.predict', f'--run_dir={RUN_DIR.value}', '--split=test', *elsewhere)
 
 
 def _check_flags(shards: Shards) -> None:
@@ -276,6 +291,8 @@ def _train(
     schedule: Schedule,
     settings: dict[str, object],
     strategy: tf.distribute.Strategy,
+    *,
+    argv: list[str],
 ) -> bool:
     """Trains from the start or the last checkpoint and writes the finished model; False if it was asked to end."""
     worker, _ = devices.place(strategy)
@@ -295,6 +312,7 @@ def _train(
             save_seconds=60 * SAVE_MINUTES.value,
             val_images=min(VAL_IMAGES.value, shards.manifest.images('val')),
             show_graph=TENSORBOARD_GRAPH.value,
+            command=program.command('model.train', *argv[1:]),
         ),
     )
     _print_plan(shards, backbone, schedule, model, strategy)

@@ -65,6 +65,8 @@ PLAN_ONLY = flags.DEFINE_bool(
     flag_values=FLAGS,
 )
 
+NOTE_SECONDS = 2  # between two notes of how far a source is read
+
 
 def main(argv: list[str]) -> None:
     """Converts a catalogue."""
@@ -88,7 +90,7 @@ def main(argv: list[str]) -> None:
     storage.make_folder(job.output_dir)
     shards.forget_plan(job)
     try:
-        with program.watched(lambda: _progress(job), unit='shards'):
+        with program.watched(lambda: _progress(job)):
             report = engine.run(lambda pipeline: _build(pipeline, job))
     except BaseException:
         with contextlib.suppress(InputError, OSError):  # the first error is the one to tell
@@ -98,12 +100,18 @@ def main(argv: list[str]) -> None:
     _print_times(report, seconds=time.time() - started, source_bytes=source_bytes)
     shards.end(job)
     if job.plan_only:
-        print('no shards were written; next: the same command without --plan_only')
+        again = program.command(
+            'pipeline.convert', *(word for word in argv[1:] if word != '--plan_only'), '--noplan_only'
+        )
+        program.last_line(f'wrote no shards into {job.output_dir}: this is only the plan', then=again)
         return
     made = manifest.read(job.output_dir, kind='shards', remedy='run pipeline.convert again')
     journal.remove_stale(job.output_dir, made)
-    print(f'wrote {len(made.files)} shards and {manifest.NAME} to {job.output_dir}')
-    print('next: python -m model.train --flagfile=noaug.flags')
+    elsewhere = () if job.output_dir == OUTPUT_DIR.default else (f'--shards_dir={job.output_dir}',)
+    program.last_line(
+        f'wrote {job.output_dir}: {len(made.files)} shards and {manifest.NAME}',
+        then=program.command('model.train', '--flagfile=noaug.flags', *elsewhere),
+    )
 
 
 def _check_sources(input_dir: str) -> None:
@@ -154,12 +162,16 @@ def _build(pipeline: beam.Pipeline, job: plan.Job) -> None:
 def plan_source(source: int, job: plan.Job) -> Iterator[Any]:
     """The shards of a source file; its totals and what is rejected go to outputs of their own."""
     blocks = []
+    noted = time.monotonic()
     with beam_job.span('read'):
         for found in plan.index_source(source, job):
             if isinstance(found, plan.Rejected):
                 yield beam.pvalue.TaggedOutput('rejected', found)
             else:
                 blocks.append(found)
+                if time.monotonic() - noted > NOTE_SECONDS and len(found):
+                    shards.note_read(source, int(found['offset'][-1] + found['length'][-1]), job)
+                    noted = time.monotonic()
     places = np.concatenate([np.empty(0, plan.PLACE), *blocks])
     blocks.clear()
     for made in plan.plan_source(source, places, job):
@@ -180,11 +192,12 @@ def write_shard(shard: plan.Shard, _: shards.Plan, job: plan.Job) -> manifest.Fi
     return made
 
 
-def _progress(job: plan.Job) -> tuple[str, int, int]:
-    """What is done at the moment, and how many shards of how many."""
+def _progress(job: plan.Job) -> program.Standing:
+    """What is done at the moment: how much of the catalogue is read, then how many shards are written."""
     if not shards.is_planned(job):
-        return 'read and plan', 0, 0
-    return 'write', shards.finished(job), shards.read_plan(job).shards
+        size = sum(source['bytes'] for source in job.sources)
+        return program.Standing('read and plan', shards.bytes_read(job), size, 'B')
+    return program.Standing('write', shards.finished(job), shards.read_plan(job).shards, 'shards')
 
 
 def _print_plan(job: plan.Job) -> None:

@@ -8,7 +8,7 @@ Synopsis:
 
     def main(argv: list[str]) -> None:
         program.parse(FLAGS, argv, doc=__doc__)
-        print(f'Hello {NAME.value}')
+        program.last_line(f'Hello {NAME.value}', then=program.command('tools.greet'))
 
     if __name__ == '__main__':
         program.run(main)
@@ -25,6 +25,7 @@ import difflib
 import logging
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
@@ -33,9 +34,20 @@ from absl import flags
 
 from pipeline import help_text
 from pipeline.errors import InputError, TemporaryError
-from pipeline.progress import progress, watched
+from pipeline.progress import Standing, progress, watched
 
-__all__ = ['flag_values', 'group', 'parse', 'progress', 'run', 'unknown_flag', 'watched']
+__all__ = [
+    'Standing',
+    'command',
+    'flag_values',
+    'group',
+    'last_line',
+    'parse',
+    'progress',
+    'run',
+    'unknown_flag',
+    'watched',
+]
 
 # TensorFlow reads this when it is imported (3 drops its start-up notes on missing GPUs as well; its Python errors are
 # not affected). Programs import this module before TensorFlow.
@@ -98,6 +110,21 @@ def parse(
     if rest and not (pass_through or words):
         raise flags.Error(f'unexpected argument {rest[0]!r}: every option is written --name=value')
     return rest
+
+
+def command(module: str, *words: str) -> str:
+    """A command as one may type it, for last_line()."""
+    return shlex.join(['python', '-m', module, *words])
+
+
+def last_line(done: str, *, then: str) -> None:
+    """Prints what every program ends with.
+
+    Args:
+        done: what was written, and where: `wrote PATH: WHAT`.
+        then: the command to run next.
+    """
+    print(f'{done}; next: {then}', flush=True)
 
 
 def unknown_flag(name: str, known: Iterable[str]) -> flags.Error:

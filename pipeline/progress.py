@@ -14,6 +14,7 @@ one piece of the work takes long.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import time
@@ -36,12 +37,14 @@ class Standing(NamedTuple):
         label: what is done at the moment.
         done: how much of it.
         total: of how much; 0 if that isn't known yet.
+        unit: the word after numbers, such as images; B stands for bytes, told in megabytes.
         note: what else there is to say.
     """
 
     label: str
     done: float
     total: float
+    unit: str
     note: str = ''
 
 
@@ -69,10 +72,10 @@ class Progress:
     ) -> None:
         """Makes a count; progress() says what of."""
         self.label, self.total, self.initial, self.n, self.note = label, total, initial, initial, ''
-        self._items = items
+        self._items, self._unit = items, unit.strip()
         self._shown: contextlib.AbstractContextManager = contextlib.nullcontext()
         if not disable:
-            self._shown = _shown(self._standing, unit=unit, initial=initial, leave=leave)
+            self._shown = _shown(self._standing, initial=initial, leave=leave)
 
     def __enter__(self) -> Progress:
         self._shown.__enter__()
@@ -97,7 +100,7 @@ class Progress:
         sys.stdout.flush()
 
     def _standing(self) -> Standing:
-        return Standing(self.label, self.n, self.total, self.note)
+        return Standing(self.label, self.n, self.total, self._unit, self.note)
 
 
 def progress(items: Iterable[Any] = (), *, total: float, label: str, unit: str, **options: Any) -> Progress:
@@ -107,28 +110,23 @@ def progress(items: Iterable[Any] = (), *, total: float, label: str, unit: str, 
         items: what is gone through.
         total: how much there is to do, in units; 0 if that isn't known.
         label: what is done.
-        unit: the word after numbers, such as images; B stands for bytes, told in megabytes.
+        unit: as in Standing.
         options: initial, how much is done already (0); leave, whether a bar stays when all is done (True); disable,
             to show nothing (False).
     """
     return Progress(items, total=total, label=label, unit=unit, **options)
 
 
-def watched(look: Callable[[], tuple[str, float, float]], *, unit: str) -> contextlib.AbstractContextManager[None]:
-    """Shows how far work elsewhere has come: in other processes, or in a function that doesn't count.
-
-    Args:
-        look: says what is done at the moment, how much of it, and of how much (0 if that isn't known yet).
-        unit: of both.
-    """
-    return _shown(lambda: Standing(*look()), unit=unit, initial=0, leave=True)
+def watched(look: Callable[[], Standing]) -> contextlib.AbstractContextManager[None]:
+    """Shows how far work elsewhere has come: in other processes, or in a function that doesn't count."""
+    return _shown(look, initial=0, leave=True)
 
 
 @contextlib.contextmanager
-def _shown(look: Callable[[], Standing], *, unit: str, initial: float, leave: bool) -> Iterator[None]:
+def _shown(look: Callable[[], Standing], *, initial: float, leave: bool) -> Iterator[None]:
     done = threading.Event()
     made = _Bar if sys.stderr.isatty() else _Lines
-    display = made(unit.strip(), initial=initial, leave=leave)
+    display = made(initial=initial, leave=leave)
 
     def show() -> None:
         with contextlib.suppress(InputError, OSError):  # it is only a display
@@ -155,9 +153,9 @@ def _shown(look: Callable[[], Standing], *, unit: str, initial: float, leave: bo
 class _Bar:
     """A bar of tqdm's, moved to where the work is."""
 
-    def __init__(self, unit: str, *, initial: float, leave: bool) -> None:
+    def __init__(self, *, initial: float, leave: bool) -> None:
         self._started = time.time()
-        self._options = {'unit': unit if unit == 'B' else f' {unit}', 'initial': initial, 'leave': leave}
+        self._options = {'initial': initial, 'leave': leave}
         self._bar: tqdm | None = None
 
     def interval(self) -> float:
@@ -167,10 +165,10 @@ class _Bar:
         if self._bar is None:
             # The delay only keeps it from showing itself before it knows when the work began.
             self._bar = tqdm(
-                total=now.total, unit_scale=True, dynamic_ncols=True, mininterval=0, miniters=0, delay=1e-9,
-                **self._options,
+                total=now.total, unit_scale=True, mininterval=0, miniters=0, delay=1e-9, **self._options,
             )  # fmt: skip
             self._bar.start_t = self._bar.last_print_t = self._started
+        self._bar.ncols, self._bar.unit = _columns(), 'B' if now.unit == 'B' else f' {now.unit}'
         if self._bar.total != now.total:
             self._bar.reset(now.total)
         self._bar.set_description_str(now.label, refresh=False)
@@ -182,11 +180,17 @@ class _Bar:
             self._bar.close()
 
 
+def _columns() -> int:
+    """The terminal's width; 80 where it tells none."""
+    with contextlib.suppress(OSError):
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    return 80
+
+
 class _Lines:
     """A line now and then."""
 
-    def __init__(self, unit: str, *, initial: float, leave: bool) -> None:
-        self._unit = unit
+    def __init__(self, *, initial: float, leave: bool) -> None:
         self._began = self._part_began = time.monotonic()
         self._label: str | None = None
         self._done_before = initial
@@ -201,22 +205,21 @@ class _Lines:
             self._part_began, self._done_before = moment, now.done
         self._label = now.label
         seconds = moment - self._part_began
-        print(line(now, unit=self._unit, seconds=seconds, before=self._done_before), file=sys.stderr, flush=True)
+        print(line(now, seconds=seconds, before=self._done_before), file=sys.stderr, flush=True)
 
     def close(self) -> None:
         pass
 
 
-def line(now: Standing, *, unit: str, seconds: float, before: float = 0) -> str:
+def line(now: Standing, *, seconds: float, before: float = 0) -> str:
     """What is told of some work where there is no terminal.
 
     Args:
         now: how far it is.
-        unit: of its numbers.
         seconds: how long it has taken.
         before: how much was done before that.
     """
-    scale, unit = (1e6, 'MB') if unit == 'B' else (1, unit)
+    scale, unit = (1e6, 'MB') if now.unit == 'B' else (1, now.unit)
     rate = (now.done - before) / seconds if seconds > 0 else 0
     if now.total:
         told = f'{now.done / scale:,.0f} of {now.total / scale:,.0f} {unit} ({int(100 * now.done / now.total)} %)'

@@ -92,7 +92,7 @@ def main(argv: list[str]) -> None:
     }
     counts = kaggle.finished_counts(output_dir, wanted, marker_name=MARKER)
     if counts:
-        made = f'{output_dir} holds this catalogue already: nothing to do'
+        made = f'found {output_dir}: this catalogue, so nothing was written'
     else:
         archives = emoji_sources.fetch(sources, os.path.expanduser(CACHE_DIR.value))
         emoji = of_groups(emoji_sources.read_emoji(sources, archives), GROUPS.value)
@@ -104,10 +104,9 @@ def main(argv: list[str]) -> None:
         counts = count(products, categories)
         write_catalogue(output_dir, files, marker={'wanted': wanted, 'counts': counts})
         megabytes = sum(map(len, files.values())) / 1e6
-        made = f'made {output_dir} in {time.monotonic() - start:.0f} s, {megabytes:.0f} MB'
+        made = f'wrote {output_dir}: {len(files)} files, {megabytes:.0f} MB, in {time.monotonic() - start:.0f} s'
     print(kaggle.summary(counts))
-    print(made)
-    print('next: python -m pipeline.convert --runner=DirectRunner')
+    program.last_line(made, then=kaggle.convert_command(output_dir))
 
 
 def of_groups(emoji: Sequence[Emoji], groups: Sequence[str]) -> list[Emoji]:

@@ -193,7 +193,7 @@ def fetch(sources: Sequence[Source], cache_dir: str) -> dict[str, str]:
     """
     os.makedirs(cache_dir, exist_ok=True)
     paths = {source.name: os.path.join(cache_dir, source.archive) for source in sources}
-    for source in sources:
+    for source in program.progress(sources, total=len(sources), label='download', unit='packages', leave=False):
         path = paths[source.name]
         if not os.path.exists(path):
             print(f'downloading {source.package} {source.version}', flush=True)

@@ -53,11 +53,13 @@ def main(argv: list[str]) -> None:
     label_map = categories.read(folder)
     if VERIFY.value:
         verify(folder, made, label_map)
+    done = f'checked {folder}: it is sound'
     if GRID.value:
-        draw(folder, made, label_map, path=GRID.value)
-    sound = f'{folder} is sound' if VERIFY.value else f'{folder} was not checked'
-    elsewhere = '' if folder == SHARDS_DIR.default else f' --shards_dir={folder}'
-    print(f'{sound}; next: python -m model.train --flagfile=noaug.flags{elsewhere}')
+        drawn = draw(folder, made, label_map, path=GRID.value)
+        state = 'is sound' if VERIFY.value else 'was not checked'
+        done = f'wrote {GRID.value}: {drawn} products of {folder}, which {state}'
+    elsewhere = () if folder == SHARDS_DIR.default else (f'--shards_dir={folder}',)
+    program.last_line(done, then=program.command('model.train', '--flagfile=noaug.flags', *elsewhere))
 
 
 def verify(folder: str, made: Manifest, label_map: Categories) -> None:
@@ -108,8 +110,8 @@ def _percent(part: int, whole: int) -> str:
     return f'{100 * part / whole:.1f} %' if whole else '0 %'
 
 
-def draw(folder: str, made: Manifest, label_map: Categories, *, path: str) -> None:
-    """Writes the grid into a PNG file."""
+def draw(folder: str, made: Manifest, label_map: Categories, *, path: str) -> int:
+    """Writes the grid into a PNG file; says how many products it shows."""
     splits = split.SPLITS if SPLIT.value == 'all' else (SPLIT.value,)
     places = shard_grid.choose(made, splits=splits, products=GRID_PRODUCTS.value, seed=SEED.value)
     if not places:
@@ -118,7 +120,7 @@ def draw(folder: str, made: Manifest, label_map: Categories, *, path: str) -> No
     picture = shard_grid.draw(products, label_map, title=shard_grid.title(made, products, seed=SEED.value))
     with storage.atomic_writer(path) as file:
         file.write(picture)
-    print(f'wrote {len(products)} products to {path}')
+    return len(products)
 
 
 if __name__ == '__main__':

@@ -138,6 +138,12 @@ def check(folder: str, made: Manifest, label_map: Categories, *, processes: int 
     shards = _read_shards(folder, made, label_map, seed=seed, processes=processes)
     for shard in shards:
         problems.merge(shard.problems)
+    with program.watched(lambda: program.Standing('compare products and pictures', 0, 0, 'B')):
+        return _compare(made, shards, problems, seed=seed, val_fraction=val_fraction)
+
+
+def _compare(made: Manifest, shards: Sequence[Shard], problems: Problems, *, seed: int, val_fraction: float) -> Report:
+    """Checks what only all shards together tell."""
     rows = {name: _of_split(made, shards, name, 'rows') for name in split.SPLITS}
     problems.add(_repeat_problems(made, np.concatenate([rows['train'], rows['val']])))
     problems.add(_repeat_problems(made, rows['test']))

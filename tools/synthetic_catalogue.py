@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
     wanted = {'layout': LAYOUT} | {flag.name: flag.value for flag in (PRODUCTS, CATEGORIES, BLANK, SEED)}
     test = max(1, round(PRODUCTS.value * kaggle.TEST_PRODUCTS / kaggle.TRAIN_PRODUCTS))
     number = min(CATEGORIES.value, max(1, (PRODUCTS.value + test) // synthetic_draws.SMALLEST_CATEGORY))
-    made = f'{output_dir} holds this catalogue already: nothing to do'
+    made = f'found {output_dir}: this catalogue, so nothing was written'
     counts = kaggle.finished_counts(output_dir, wanted, marker_name=MARKER)
     if not counts:
         if number < CATEGORIES.value:
@@ -96,10 +96,9 @@ def main(argv: list[str]) -> None:
         _write_marker(output_dir, {'wanted': wanted, 'counts': counts, 'files': sizes})
         seconds, megabytes = time.monotonic() - start, sum(sizes.values()) / 1e6
         files = ', '.join(f'{name} {size / 1e6:,.1f} MB' for name, size in sizes.items())
-        made = f'made {output_dir} in {seconds:.1f} s, {megabytes / seconds:,.0f} MB/s: {files}'
+        made = f'wrote {output_dir}: {files}, in {seconds:.1f} s, {megabytes / seconds:,.0f} MB/s'
     print(kaggle.summary(counts))
-    print(made)
-    print(f'next: python -m pipeline.convert --runner=DirectRunner --input_dir={output_dir}')
+    program.last_line(made, then=kaggle.convert_command(output_dir))
 
 
 def write_names(output_dir: str, number: int, *, seed: int) -> np.ndarray:

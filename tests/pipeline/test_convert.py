@@ -211,7 +211,8 @@ def test_the_summary_counts_and_names_the_next_command(source, tmp_path, capsys)
         ['val', '4', pictures['val'], '4', '1'],
         ['test', '12', pictures['test'], 'unknown', '1'],
     ]
-    assert said[-1] == 'next: python -m model.train --flagfile=noaug.flags'
+    command = 'python -m model.train --flagfile=noaug.flags'
+    assert re.fullmatch(rf'wrote (\S+): 3 shards and manifest.json; next: {command} --shards_dir=\1', said[-1])
 
 
 # The same bytes.
@@ -533,6 +534,17 @@ def test_a_mistyped_flag_says_no_more_than_that(good_source, tmp_path):
     done = start(tmp_path, '--shard_md=64')
     assert done.returncode == 2
     assert done.stderr == 'error: unknown flag --shard_md, perhaps --shard_mb is meant; --help lists the flags\n'
+
+
+def test_how_far_the_catalogue_is_read_is_told(good_source, tmp_path, monkeypatch):
+    monkeypatch.setattr(convert, 'NOTE_SECONDS', 0)
+    the_job = job(good_source, tmp_path / 'out')
+    train, test = ((good_source / name).stat().st_size for name in plan.SOURCES)
+    for source, size in enumerate((0, train, train + test)):
+        assert convert._progress(the_job) == ('read and plan', size, train + test, 'B', '')
+        list(convert.plan_source(source, the_job) if source < 2 else ())
+    shards.begin(the_job, [plan.Total('train', 18, 18, 2, train, 3)], [])
+    assert convert._progress(the_job) == ('write', 0, 3, 'shards', '')
 
 
 def test_help_lists_every_flag_and_makes_nothing(tmp_path):
