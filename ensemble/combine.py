@@ -31,7 +31,7 @@ from ensemble.scores import Score
 from ensemble.submission import Solution
 from pipeline import beam_job, manifest, storage, tables
 from pipeline.beam_job import Engine
-from pipeline.errors import InputError
+from pipeline.errors import InputError, UsageError
 
 FLAGS = program.flag_values()
 program.group(FLAGS, 'Input, rule and output')
@@ -100,7 +100,7 @@ def main(argv: list[str]) -> None:
     fit_on = _open_fit(stores, FIT.value) if FIT.value else None
     if KNOWN_IMAGES.value:
         if FIT.value == stores.split:
-            raise InputError(f'--fit={FIT.value} on logits of {FIT.value} only fits; leave out --known_images')
+            raise UsageError(f'--fit={FIT.value} on logits of {FIT.value} only fits; leave out --known_images')
         known_images.check(SHARDS_DIR.value, digest=stores.dataset_digest)
     output_dir = OUTPUT_DIR.value or _output_dir(folders)
     if compare:
@@ -121,9 +121,9 @@ def _check_flags(*, compare: bool) -> None:
     """Refuses flags that would have no effect beside another."""
     if FIT.value and (WEIGHTS.value or compare):
         other = '--weights' if WEIGHTS.value else '--rule=all'
-        raise InputError(f'--fit finds the weights of one rule; leave out --fit or {other}')
+        raise UsageError(f'--fit finds the weights of one rule; leave out --fit or {other}')
     if KNOWN_IMAGES.value and compare:
-        raise InputError('--rule=all compares what the rules make of the logits alone; leave out --known_images')
+        raise UsageError('--rule=all compares what the rules make of the logits alone; leave out --known_images')
 
 
 def _mixtures(stores: Stores, *, compare: bool) -> list[Mixture]:
@@ -141,11 +141,11 @@ def _weights(models: int) -> tuple[float, ...]:
     try:
         weights = tuple(float(word) for word in WEIGHTS.value.split(','))
     except ValueError:
-        raise InputError(
+        raise UsageError(
             f'--weights must be numbers with commas between, or a {mixture_file.NAME}, are {WEIGHTS.value!r}'
         ) from None
     if len(weights) != models:
-        raise InputError(f'--weights has {len(weights)} numbers for {models} stores of logits; give one for each')
+        raise UsageError(f'--weights has {len(weights)} numbers for {models} stores of logits; give one for each')
     return weights
 
 

@@ -32,7 +32,7 @@ from model.stages import Schedule
 from pipeline import dataset, split
 from pipeline.augment import Augmentation
 from pipeline.dataset import Shards
-from pipeline.errors import InputError
+from pipeline.errors import InputError, UsageError
 
 FLAGS = program.flag_values()
 program.group(FLAGS, 'Data and run')
@@ -222,7 +222,7 @@ def _next() -> str:
 def _check_flags(shards: Shards) -> None:
     for name in PREDICT.value:
         if name not in split.SPLITS:
-            raise InputError(f'--predict={name}: the splits are {", ".join(split.SPLITS)}')
+            raise UsageError(f'--predict={name}: the splits are {", ".join(split.SPLITS)}')
     if not shards.manifest.images('train'):
         raise InputError(f'{SHARDS_DIR.value}: holds no training pictures')
 

@@ -286,7 +286,8 @@ def _input_error(error: Exception) -> InputError | None:
     """
     if 'Channel closed prematurely' in str(error):  # Beam's words for it
         return InputError(KILLED)
-    pattern = re.compile(r'^(?:pipeline\.errors\.\w+: |\w+Error: (?=\[Errno ))(.+)$', re.MULTILINE)
+    raised = r'pipeline\.errors\.\w+: |\w+Error: (?=\[Errno )'
+    pattern = re.compile(rf'^(?:builtins\.RuntimeError: )?(?:{raised})(.+)$', re.MULTILINE)
     text = f'{type(error).__module__}.{type(error).__qualname__}: {error}'
     found = pattern.findall(text) or pattern.findall(text.replace('\\n', '\n'))
     return InputError(re.sub(r" \[while running '.*$", '', found[-1])) if found else None

@@ -27,7 +27,7 @@ import numpy as np
 from absl import flags
 
 from pipeline import program, storage
-from pipeline.errors import InputError
+from pipeline.errors import UsageError
 from tools import emoji_sources, kaggle
 from tools.emoji_sources import Drawing, Emoji
 
@@ -118,7 +118,7 @@ def of_groups(emoji: Sequence[Emoji], groups: Sequence[str]) -> list[Emoji]:
     known = sorted({one.group for one in emoji})
     for group in groups:
         if group not in known:
-            raise InputError(f'--groups={",".join(groups)}: no group {group!r}; known are {", ".join(known)}')
+            raise UsageError(f'--groups={",".join(groups)}: no group {group!r}; known are {", ".join(known)}')
     return [one for one in emoji if not groups or one.group in groups]
 
 
@@ -138,7 +138,7 @@ def choose_emoji(emoji: Sequence[Emoji], *, products: int, seed: int) -> list[Em
                 room -= sizes[names[index]]
         names = fitting
     if len(names) < 2:
-        raise InputError(f'--products={products}: too few for two categories: give 100 or more, or 0 for all')
+        raise UsageError(f'--products={products}: too few for two categories: give 100 or more, or 0 for all')
     chosen = set(names)
     return [one for one in emoji if (one.group, one.subgroup) in chosen]
 

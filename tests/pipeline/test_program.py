@@ -14,7 +14,7 @@ import tensorflow as tf
 from absl import flags
 
 from pipeline import program
-from pipeline.errors import CatalogueError, InputError
+from pipeline.errors import CatalogueError, InputError, TemporaryError, UsageError
 
 
 @pytest.fixture
@@ -36,9 +36,10 @@ def test_the_synopsis_runs_as_it_stands(tmp_path):
     assert synopsis
     lines = [line.removeprefix('    ') for line in synopsis[1].splitlines()]
     (tmp_path / 'greet.py').write_text('\n'.join(['from absl import flags', 'from pipeline import program', *lines]))
-    for words, said in (([], 'Hello world\n'), (['--name=you'], 'Hello you\n'), (['--name', 'you'], 'Hello you\n')):
+    for words, name in (([], 'world'), (['--name=you'], 'you'), (['--name', 'you'], 'you')):
         done = subprocess.run([sys.executable, str(tmp_path / 'greet.py'), *words], capture_output=True, text=True,
                               env={'PYTHONPATH': str(Path(program.__file__).parents[1])})  # fmt: skip
+        said = f'Hello {name}; next: python -m tools.greet\n'
         assert (done.returncode, done.stdout, done.stderr) == (0, said, '')
 
 
@@ -91,11 +92,30 @@ def raise_(error: BaseException) -> NoReturn:
         (None, 0, ''),
         (InputError('data/x: no such file'), 1, 'error: data/x: no such file\n'),
         (CatalogueError('data/x: byte 7: cut off'), 1, 'error: data/x: byte 7: cut off\n'),
-        (PermissionError(13, 'Permission denied', 'data'), 1, "error: [Errno 13] Permission denied: 'data'\n"),
+        (UsageError('--rule=x: none'), 2, 'error: --rule=x: none\n'),
+        (TemporaryError('another machine is lost'), 75, 'error: another machine is lost\n'),
+        (OSError(5, 'Input/output error', 'data'), 1, "error: [Errno 5] Input/output error: 'data'\n"),
+        (
+            PermissionError(13, 'Permission denied', 'data'),
+            1,
+            "error: [Errno 13] Permission denied: 'data'; name another place, or let this user in\n",
+        ),
+        (SystemExit(3), 3, ''),
         (flags.Error('no flag --x'), 2, 'error: no flag --x; --help lists the flags\n'),
         (KeyboardInterrupt(), 130, 'error: interrupted\n'),
     ],
-    ids=['done', 'bad input', 'bad catalogue', 'file system', 'bad usage', 'interrupted'],
+    ids=[
+        'done',
+        'bad input',
+        'bad catalogue',
+        'flags that exclude each other',
+        'try again',
+        'file system',
+        'with a remedy',
+        'bad usage',
+        'interrupted',
+        'a code of its own',
+    ],
 )
 def test_the_exit_code_tells_what_happened(monkeypatch, capsys, error, code, said):
     monkeypatch.setattr(sys, 'argv', ['greet', '--name=you'])
@@ -148,4 +168,7 @@ def test_a_reader_that_has_seen_enough_ends_the_program_quietly(tmp_path, code, 
 @pytest.mark.parametrize('code', ['print("little")', 'print("much\\n" * 10**6)'])
 def test_output_that_can_not_be_written_is_one_line(tmp_path, code, unbuffered):
     done = start(code, tmp_path, output='> /dev/full', unbuffered=unbuffered)
-    assert (done.returncode, done.stderr) == (1, 'error: [Errno 28] No space left on device\n')
+    assert (done.returncode, done.stderr) == (
+        1,
+        'error: [Errno 28] No space left on device; free some space and give the same command again\n',
+    )
