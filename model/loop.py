@@ -116,8 +116,11 @@ class Loop:
         """
         if self.is_chief:
             open_updates = self.state.window.images // self.options.batch_images  # of a row that isn't written yet
-            self._history = History(self.options.run_dir, step=self.state.step - open_updates)
-            self._board = Board(storage.join(self.options.run_dir, 'tensorboard'))
+            last = self.state.step - open_updates
+            self._history = History(self.options.run_dir, step=last)
+            first = last + 1 if last else 0
+            self._board = Board(storage.join(self.options.run_dir, 'tensorboard'), first_step=first)
+            self._board.settings(self.options.settings, self.options.command)
         images = self.options.batch_images
         bar = program.progress(
             total=self.schedule.total_steps * images,
@@ -222,6 +225,10 @@ class Loop:
             told = f', validation accuracy {found.accuracy:.4f}, the best {best:.4f}' if found else ''
             self._bar.write(f'artificial epoch {self.state.epoch}: update {segment.end:,}{told}')
         return True
+
+    def end(self, accuracy: float | None) -> None:
+        """Shows that the run is finished; accuracy is that on all validation pictures, if there are any."""
+        self._board.end(self.state.step, accuracy)
 
     @property
     def asked(self) -> bool:

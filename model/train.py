@@ -340,16 +340,19 @@ def _finish(shards: Shards, model: AccumulatingModel, training: loop.Loop, strat
     """Evaluates on all validation pictures and writes the finished model."""
     worker, _ = devices.place(strategy)
     validation = _validation(shards, strategy, limit=None)
+    accuracy = None
     if validation is not None:
         shown = None if worker else shards.manifest.images('val')
         found = training.evaluator.evaluate(validation, images=shown, go_on=training.go_on)
         if found is None:
             return False
+        accuracy = found.accuracy
         if worker == 0:
             evaluation.write_by_category(found, shards.label_map, runs.by_category_path(RUN_DIR.value))
         levels = ', '.join(f'level {number} {share:.4f}' for number, share in enumerate(found.levels, start=1))
-        print(f'accuracy on all {found.images.sum():,} validation pictures: {found.accuracy:.4f} ({levels})')
+        print(f'accuracy on all {found.images.sum():,} validation pictures: {accuracy:.4f} ({levels})')
     if worker == 0:
+        training.end(accuracy)
         runs.save_model(model.classifier, RUN_DIR.value)
     return True
 
