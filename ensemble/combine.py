@@ -93,7 +93,7 @@ def main(argv: list[str]) -> None:
     engine = beam_job.engine(program.parse(FLAGS, argv, doc=__doc__, pass_through=True), known=FLAGS)
     folders = [folder.rstrip('/') for folder in LOGITS.value.split(',')]
     compare = RULE.value == 'all'
-    _check_flags(compare=compare)
+    _check_flags(folders, compare=compare)
     stores = reduction.open_stores(folders)
     solution = _read_solution(SOLUTION.value, stores, compare=compare)
     ways = _mixtures(stores, compare=compare)
@@ -117,8 +117,10 @@ def main(argv: list[str]) -> None:
     _combine(engine, stores, ways[0], solution, known, output_dir=output_dir)
 
 
-def _check_flags(*, compare: bool) -> None:
-    """Refuses flags that would have no effect beside another."""
+def _check_flags(folders: Sequence[str], *, compare: bool) -> None:
+    """Refuses flags that would have no effect beside another, and a folder without a name."""
+    if not all(folders):
+        raise UsageError(f'--logits={LOGITS.value} must name a folder, or several with one comma between two')
     if FIT.value and (WEIGHTS.value or compare):
         other = '--weights' if WEIGHTS.value else '--rule=all'
         raise UsageError(f'--fit finds the weights of one rule; leave out --fit or {other}')

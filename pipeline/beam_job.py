@@ -39,7 +39,7 @@ from apache_beam.transforms.environments import SubprocessSDKEnvironment
 from google.protobuf import json_format, text_format
 
 from pipeline import beam_worker, flink, program
-from pipeline.errors import InputError
+from pipeline.errors import InputError, with_remedy
 
 KILLED = (
     'a worker process was killed, perhaps for want of memory; give the same command again, or fewer processes '
@@ -290,4 +290,4 @@ def _input_error(error: Exception) -> InputError | None:
     pattern = re.compile(rf'^(?:builtins\.RuntimeError: )?(?:{raised})(.+)$', re.MULTILINE)
     text = f'{type(error).__module__}.{type(error).__qualname__}: {error}'
     found = pattern.findall(text) or pattern.findall(text.replace('\\n', '\n'))
-    return InputError(re.sub(r" \[while running '.*$", '', found[-1])) if found else None
+    return InputError(with_remedy(re.sub(r" \[while running '.*$", '', found[-1]))) if found else None

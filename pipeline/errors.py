@@ -1,6 +1,7 @@
 """The errors that are the input's fault: every program prints them in one line and exits with 1."""
 
 import errno
+import re
 
 
 class InputError(Exception):
@@ -31,10 +32,11 @@ REMEDIES = {
 }
 
 
-def of_system(error: OSError) -> str:
-    """What the operating system says, and a remedy if there is one."""
-    remedy = REMEDIES.get(error.errno or 0)
-    return f'{error}; {remedy}' if remedy else str(error)
+def with_remedy(message: str) -> str:
+    """The text of an OSError, with what to do if that is known."""
+    number = re.match(r'\[Errno (\d+)\]', message)
+    remedy = REMEDIES.get(int(number[1])) if number else None
+    return f'{message}; {remedy}' if remedy else message
 
 
 def one_line(error: Exception) -> str:

@@ -33,7 +33,7 @@ from typing import NoReturn
 from absl import flags
 
 from pipeline import help_text
-from pipeline.errors import InputError, TemporaryError, UsageError, of_system
+from pipeline.errors import InputError, TemporaryError, UsageError, with_remedy
 from pipeline.progress import Standing, progress, watched
 
 __all__ = [
@@ -140,7 +140,7 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
         sys.stdout.flush()
     except OSError as error:
         # Who reads the output has seen enough (`| head`): the end is as quiet as one by SIGPIPE.
-        code = 141 if isinstance(error, BrokenPipeError) else _fail(1, of_system(error))
+        code = 141 if isinstance(error, BrokenPipeError) else _fail(1, with_remedy(str(error)))
         try:
             sys.stdout.flush()
         except OSError:  # Python would try again at its end, and complain

@@ -65,7 +65,9 @@ def test_an_unknown_runner_is_refused_by_name():
 def test_what_the_system_refuses_a_step_is_one_line(tmp_path, argv):
     (tmp_path / 'file').touch()
     path = str(tmp_path / 'file' / 'folder')
-    with pytest.raises(InputError, match=rf"^\[Errno 20\] Not a directory: '{path}'$"):
+    with pytest.raises(
+        InputError, match=rf"^\[Errno 20\] Not a directory: '{path}'; a file stands where a folder must"
+    ):
         run_step(argv, lambda _: Path(path).mkdir())
 
 

@@ -647,5 +647,5 @@ def test_help_lists_every_flag(capsys):
     with pytest.raises(SystemExit) as end:
         inspect_shards.main(['inspect_shards', '--help'])
     assert end.value.code == 0
-    listed = re.findall(r'^  --(\w+)$', capsys.readouterr().out, re.MULTILINE)
-    assert sorted(listed) == ['flagfile', 'grid', 'grid_products', 'seed', 'shards_dir', 'split', 'verify']
+    listed = re.findall(r'^  --(?:\[no\])?(\w+)', capsys.readouterr().out, re.MULTILINE)
+    assert sorted(listed) == ['flagfile', 'grid', 'grid_products', 'help', 'seed', 'shards_dir', 'split', 'verify']

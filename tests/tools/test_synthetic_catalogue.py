@@ -300,9 +300,9 @@ def test_the_same_flags_give_the_same_bytes_and_other_flags_others(tmp_path):
 def test_a_finished_catalogue_is_reused_and_other_flags_replace_it(tmp_path, capsys):
     make(tmp_path, '--products=100', '--blank')
     first = contents(tmp_path)
-    assert 'holds this catalogue already' not in capsys.readouterr().out
+    assert 'this catalogue, so nothing was written' not in capsys.readouterr().out
     make(tmp_path, '--products=100', '--blank')
-    assert contents(tmp_path) == first and 'holds this catalogue already' in capsys.readouterr().out
+    assert contents(tmp_path) == first and 'this catalogue, so nothing was written' in capsys.readouterr().out
     make(tmp_path, '--products=100', '--blank', '--seed=1')
     assert contents(tmp_path)['train.bson'] != first['train.bson']
 
