@@ -59,10 +59,7 @@ MAX_REJECTED = flags.DEFINE_float(
     lower_bound=0, upper_bound=1, flag_values=FLAGS,
 )  # fmt: skip
 PLAN_ONLY = flags.DEFINE_bool(
-    'plan_only',
-    False,
-    'Stop after the plan: check the catalogue and say what would be written.',
-    flag_values=FLAGS,
+    'plan_only', False, 'Stop after the plan: check the catalogue and say what would be written.', flag_values=FLAGS
 )
 
 NOTE_SECONDS = 2  # between two notes of how far a source is read
