@@ -112,6 +112,8 @@ def _read_by_pillow(path: str, data: bytes) -> np.ndarray:
                 f'{path}: has {width}x{height} pixels; at most {pictures.LARGEST:,} and {pictures.LONGEST:,} a side '
                 'are decoded; make it smaller'
             )
+        if picture.mode.startswith(('I', 'F')):  # Pillow would cut them off at white
+            raise InputError(f'{path}: has more than 8 bits a colour; save it as a JPEG')
         if picture.has_transparency_data:
             white = Image.new('RGBA', picture.size, 'white')
             picture = Image.alpha_composite(white, picture.convert('RGBA'))

@@ -12,6 +12,7 @@ from pipeline import program  # first: it quiets the logs of what is imported be
 
 # isort: split
 import dataclasses
+import itertools
 import os
 import shlex
 from collections.abc import Callable, Sequence
@@ -55,6 +56,10 @@ SECONDS = 2.0  # that each is measured for
 def main(argv: list[str]) -> None:
     """Writes one version."""
     program.parse(FLAGS, argv, doc=__doc__)
+    if storage.is_remote(OUTPUT_DIR.value):
+        raise InputError(
+            f'--output_dir={OUTPUT_DIR.value}: must be on a local disk; copy the version when it is written'
+        )
     run_dir = os.path.realpath(RUN_DIR.value)
     output_dir = os.path.abspath(OUTPUT_DIR.value) if OUTPUT_DIR.value else os.path.join(run_dir, 'serving')
     options = answers.Options(rule=RULE.value, power=POWER.value)
@@ -88,18 +93,19 @@ def _version(output_dir: str) -> int:
 def _products() -> list[Product]:
     """Products to check it on; none without shards."""
     try:
-        return serving_checks.products_of(dataset.open_shards(SHARDS_DIR.value), count=CHECKED)
+        shards = dataset.open_shards(SHARDS_DIR.value)
     except InputError as error:
         print(f'not checked, and not timed: {error}')
         return []
+    return serving_checks.products_of(shards, count=CHECKED)
 
 
 def _tell_rates(served: Callable[..., Any], products: Sequence[Product]) -> None:
     """Prints how many products a second it takes, in batches of one to many."""
     for size in BATCHES:
-        starts = range(0, max(1, len(products) - size + 1), size)
-        batches = [serving_checks.tensor(products[start : start + size]) for start in starts]
-        calls = serving_checks.rate(lambda batch: served(pictures=batch), batches[:4], seconds=SECONDS)
+        endless = itertools.cycle(products)
+        batches = [serving_checks.tensor(list(itertools.islice(endless, size))) for _ in range(4)]
+        calls = serving_checks.rate(lambda batch: served(pictures=batch), batches, seconds=SECONDS)
         print(f'{size:2} products at a time: {calls * size:,.1f} products/s', flush=True)
 
 

@@ -173,6 +173,10 @@ UNUSABLE = {
         huge(5000),
         'has 5000x5000 pixels; at most 16,777,216 and 8,192 a side are decoded; make it smaller',
     ),
+    '16 bits of grey': (
+        encoded(Image.new('I;16', (4, 4), 999), 'PNG'),
+        'has more than 8 bits a colour; save it as a JPEG',
+    ),
     'what Pillow warns of': (huge(10_000), 'has 10000x10000 pixels'),
     'what Pillow refuses': (huge(14_000), f"can't be decoded {ANEW}"),
 }

@@ -178,4 +178,14 @@ def test_bad_input_leaves_nothing(run_dir):
         export.main(arguments(run_dir, 'nowhere'))
     with pytest.raises(flags.Error, match='version_number'):
         export.main(arguments(run_dir, 'nowhere', '--version_number=0'))
+    with pytest.raises(InputError, match='--output_dir=s3://bucket/x: must be on a local disk'):
+        export.main(arguments(run_dir, 'nowhere', '--output_dir=s3://bucket/x'))
     assert not (run_dir / 'serving').exists()
+
+
+def test_the_rate_is_of_as_many_products_as_are_said(shards, capsys):
+    """Of fewer than a batch, some come again."""
+    products = serving_checks.products_of(shards, count=5)
+    sizes: list[int] = []
+    export._tell_rates(lambda pictures: sizes.append(len(pictures)), products)
+    assert set(sizes) == {1, 8, 32}
