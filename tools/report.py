@@ -120,8 +120,7 @@ def _make_table(engine: Engine, folders: list[str], *, output_dir: str) -> None:
     views = '' if best.views == 'pooled' else f' --views={best.views}'
     logits = logits_folder.of_split(best.store.folder, 'test')
     print(
-        f'wrote {path}.md and {path}.csv; next: '
-        f'python -m ensemble.combine --rule {best.rule}{views} --logits={logits}'
+        f'wrote {path}.md and {path}.csv; next: python -m ensemble.combine --rule {best.rule}{views} --logits={logits}'
     )
 
 
