@@ -38,9 +38,9 @@ test-flink: .venv/installed
 test-latest: .venv-latest/installed
 	$(LATEST)/python -m pytest -m "not slow"
 
-# Forty-five minutes, 15 GB of disk; nothing else should run meanwhile.
+# Fifty-five minutes, 15 GB of disk; nothing else should run meanwhile.
 bench: .venv/installed .venv-peers/installed
-	$(BIN)/python -m tools.bench convert feed train combine --json=bench.json
+	$(BIN)/python -m tools.bench convert feed train combine serve --json=bench.json
 
 .venv/installed: constraints.txt setup.cfg pyproject.toml
 	$(call install,.venv,constraints.txt)

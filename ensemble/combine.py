@@ -16,20 +16,33 @@ from __future__ import annotations
 from pipeline import program  # first: it quiets the logs of what is imported below
 
 # isort: split
+import contextlib
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from absl import flags
 
-from ensemble import fit, known_images, logits, mixture, mixture_file, predictions, reduction, rules, scores, submission
+from ensemble import (
+    fit,
+    known_images,
+    logits_folder,
+    mixture,
+    mixture_file,
+    predictions,
+    reduction,
+    rules,
+    scores,
+    submission,
+)
 from ensemble.known_images import Known
 from ensemble.mixture import Mixture
 from ensemble.predictions import UNKNOWN, Predictions
 from ensemble.reduction import Job, Part, Stores
 from ensemble.scores import Score
 from ensemble.submission import Solution
-from pipeline import beam_job, manifest, storage, tables
+from pipeline import beam_job, manifest, storage, tables, worklog
 from pipeline.beam_job import Engine
 from pipeline.errors import InputError, UsageError
 
@@ -104,17 +117,34 @@ def main(argv: list[str]) -> None:
         known_images.check(SHARDS_DIR.value, digest=stores.dataset_digest)
     output_dir = OUTPUT_DIR.value or _output_dir(folders)
     if compare:
-        _compare(engine, stores, ways, solution, output_dir=output_dir)
+        with _logged('combine all', stores, output_dir=output_dir):
+            _compare(engine, stores, ways, solution, output_dir=output_dir)
         return
     older = storage.join(output_dir, submission.NAME)
     if stores.split == 'test' and storage.exists(older):
         storage.remove(older)  # so that an interruption leaves none, not one of other predictions
     if fit_on:
-        ways = [_fit(engine, fit_on, ways[0], output_dir=output_dir)]
+        with _logged(f'fit {ways[0].rule}', fit_on, output_dir=output_dir):
+            ways = [_fit(engine, fit_on, ways[0], output_dir=output_dir)]
     if FIT.value == stores.split:
         return  # there is nothing to add: on what it was fitted on it only looks good
-    known = _find_known(engine, stores, SHARDS_DIR.value, output_dir=output_dir) if KNOWN_IMAGES.value else None
-    _combine(engine, stores, ways[0], solution, known, output_dir=output_dir)
+    with _logged(f'combine {ways[0].rule}', stores, output_dir=output_dir):
+        known = _find_known(engine, stores, SHARDS_DIR.value, output_dir=output_dir) if KNOWN_IMAGES.value else None
+        _combine(engine, stores, ways[0], solution, known, output_dir=output_dir)
+
+
+@contextlib.contextmanager
+def _logged(work: str, stores: Stores, *, output_dir: str) -> Iterator[None]:
+    """Adds a line to the worklog when the work is done."""
+    started = time.monotonic()
+    yield
+    counts = {
+        'products': stores.products,
+        'rows': sum(made.images(stores.split) for made in stores.manifests),
+        'bytes': sum(file.bytes for made in stores.manifests for file in made.files),
+    }
+    name = f'{work} on {os.path.basename(stores.folders[0])}'
+    worklog.add(output_dir, name, seconds=time.monotonic() - started, counts=counts)
 
 
 def _check_flags(folders: Sequence[str], *, compare: bool) -> None:
@@ -167,7 +197,7 @@ def _read_mixture(path: str, stores: Stores) -> Mixture:
 
 def _open_fit(stores: Stores, split: str) -> Stores:
     """The same models' logits of another split, to fit on."""
-    found = reduction.open_stores([mixture_file.of_split(folder, split) for folder in stores.folders])
+    found = reduction.open_stores([logits_folder.of_split(folder, split) for folder in stores.folders])
     mixture_file.check_same_models(found, stores)
     return found
 
@@ -179,7 +209,7 @@ def _fit(engine: Engine, stores: Stores, start: Mixture, *, output_dir: str) -> 
     print(fit.table(stores, found, fit.cross_validate(engine, stores, found, output_dir=output_dir)))
     path = storage.join(output_dir, mixture_file.NAME)
     mixture_file.write(path, found.every.mixture, stores)
-    test = ','.join(mixture_file.of_split(folder, 'test') for folder in stores.folders)
+    test = ','.join(logits_folder.of_split(folder, 'test') for folder in stores.folders)
     again = program.command('ensemble.combine', f'--weights={path}', f'--logits={test}')
     program.last_line(f'wrote {path}: what was fitted', then=again)
     return found.every.mixture
@@ -285,13 +315,13 @@ def _reduce(
     engine: Engine, stores: Stores, ways: list[Mixture], folders: list[str], known: Known | None = None
 ) -> None:
     """Runs the job."""
+    parts = stores.parts()
     rows = ' and '.join(f'{made.images(stores.split):,}' for made in stores.manifests)
     print(
         f'combining {rows} rows of {stores.products:,} products in {", ".join(stores.folders)} '
-        f'({len(stores.parts())} files) by {", ".join(way.rule for way in ways)}',
+        f'({len(parts)} files) by {", ".join(way.rule for way in ways)}',
         flush=True,
     )
-    parts = stores.parts()
     if known:
         ends = np.cumsum([part.files[0].products for part in parts])[:-1]
         category_id = np.where(known.label < 0, UNKNOWN, stores.label_map.ids[known.label])
@@ -302,10 +332,10 @@ def _reduce(
 
 def _command(rule: str, stores: Stores) -> str:
     """The command that combines the same models' test logits in the same way, or makes those that are missing."""
-    folders = [mixture_file.of_split(folder, 'test') for folder in stores.folders]
+    folders = [logits_folder.of_split(folder, 'test') for folder in stores.folders]
     for folder in folders:
         if not storage.exists(storage.join(folder, manifest.NAME)):
-            return logits.command(folder)
+            return logits_folder.command(folder)
     given = [flag for flag in (POWER, VIEWS, WEIGHTS, ACROSS) if FLAGS[flag.name].present]
     words = [f'--{flag.name}={flag.value}' for flag in given]
     return program.command('ensemble.combine', '--rule', rule, *words, f'--logits={",".join(folders)}')

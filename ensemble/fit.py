@@ -2,9 +2,14 @@
 
 Synopsis:
 
+    from ensemble import fit, mixture_file, reduction
+    from ensemble.mixture import Mixture
+    from pipeline import beam_job
+
+    engine = beam_job.engine(['--runner=FnApiRunner'])
     stores = reduction.open_stores(['runs/a/logits/val', 'runs/b/logits/val'])
     found = fit.fit(stores, Mixture('product', weights=(1, 1)))
-    trial = fit.cross_validate(engine, stores, found, scratch='scratch')
+    trial = fit.cross_validate(engine, stores, found, output_dir='runs')
     print(fit.table(stores, found, trial))
     mixture_file.write('mixture.json', found.every.mixture, stores)
 

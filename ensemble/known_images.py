@@ -30,13 +30,11 @@ import numpy as np
 from pipeline import beam_job, columns, manifest, program, shard_chunks, storage
 from pipeline.errors import InputError
 from pipeline.manifest import FileInfo
-from pipeline.shard_chunks import Chunk
 
 SOURCES = ('train', 'val')  # the splits whose labels are known
 # On average, of sources and split together. To join so many a process takes 0.3 GB. Smaller buckets are shorter ranges:
 # at a hundred times Kaggle's size each of the files has 740, of 0.7 kB.
 BUCKET_PICTURES = 2**21
-READ_CHUNKS = 16  # at a time: 18 MB; fewer take longer
 # A picture as the first step notes it. Of a source's `number` is its label; of the split's its product's place there.
 PICTURE = np.dtype([('md5', 'u1', columns.MD5_BYTES), ('number', '<i8')])
 
@@ -188,7 +186,7 @@ def read_shard(file: FileInfo, job: Job) -> Iterator[tuple[int, Range]]:
     Raises:
         InputError: the shard is damaged; names the byte.
     """
-    groups = list(_read_groups(storage.join(job.folder, file.name), file))
+    groups = list(shard_chunks.parse_shard(storage.join(job.folder, file.name), file, columns.read_md5))
     product_id, number, images = (
         np.concatenate([getattr(found, name) for found, _ in groups]) for name in ('product_id', 'label', 'images')
     )
@@ -211,29 +209,6 @@ def _buckets(md5: np.ndarray, buckets: int) -> np.ndarray:
     """The bucket of each MD5, uint8 [n, 16], by its first four bytes, which are uniform: int64 [n]."""
     first = np.ascontiguousarray(md5[:, :4]).view('>u4')[:, 0].astype(np.int64)
     return first * buckets >> 32
-
-
-def _read_groups(path: str, file: FileInfo) -> Iterator[tuple[columns.Columns, np.ndarray]]:
-    """What columns.read_md5() finds in a shard, READ_CHUNKS chunks at a time."""
-    memory, offset = memoryview(bytearray()), 0
-    for first in range(0, len(file.chunks), READ_CHUNKS):
-        size = sum(size for size, _ in file.chunks[first : first + READ_CHUNKS])
-        products = min(READ_CHUNKS * manifest.CHUNK_PRODUCTS, file.products - first * manifest.CHUNK_PRODUCTS)
-        memory = memory if len(memory) >= size else memoryview(bytearray(size))
-        yield _read_chunk(Chunk(path, offset, size, products), memory[:size])
-        offset += size
-
-
-def _read_chunk(chunk: Chunk, memory: memoryview) -> tuple[columns.Columns, np.ndarray]:
-    """Fills memory with a chunk, checks it, and finds the MD5s."""
-    places = shard_chunks.read(chunk, memory)
-    try:
-        found, md5 = columns.read_md5(np.frombuffer(memory, np.uint8), *places)
-    except ValueError:
-        shard_chunks.check_records(chunk, memory, places, parse=columns.read_md5)
-        raise
-    shard_chunks.check_rows([chunk], [len(found.product_id)], None)
-    return found, md5
 
 
 def join_bucket(bucket: tuple[int, Iterable[Range]], job: Job) -> None:
@@ -265,14 +240,14 @@ def join(asked: np.ndarray, sources: np.ndarray) -> tuple[np.ndarray, np.ndarray
     Returns:
         their products' places, and the labels that the sources agree on, -1 where they don't; int64 [n], n <= a.
     """
-    group = _numbered(np.concatenate([sources['md5'], asked['md5']]))
+    group = numbered(np.concatenate([sources['md5'], asked['md5']]))
     groups = int(group.max(initial=-1)) + 1
     of_sources, of_asked = np.split(group, [len(sources)])
     seen = (np.bincount(of_sources, minlength=groups) > 0)[of_asked]
     return asked['number'][seen], agreed(sources['number'], of_sources, groups)[of_asked[seen]]
 
 
-def _numbered(md5: np.ndarray) -> np.ndarray:
+def numbered(md5: np.ndarray) -> np.ndarray:
     """Numbers the different MD5s, uint8 [n, 16], from 0 on: int64 [n]."""
     halves = np.ascontiguousarray(md5).view(np.uint64).T
     order = np.lexsort(halves)

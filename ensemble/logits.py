@@ -18,7 +18,7 @@ Synopsis:
         for block in logits.read_shard('store', file):
             print(block.product_id, block.logits.shape)
 
-A store is a folder `runs/NAME/logits/{val,test}[-tta5]/` of TFRecord files. A record is a block: a tf.train.Example
+A store is a folder of TFRecord files (logits_folder.py: how it is named). A record is a block: a tf.train.Example
 with the int64 feature `rows` = n and little-endian bytes of `product_id`, `image_index`, `view`, `label` (int64 [n])
 and `logits` (float16 [n, C]). A product never crosses a block or a shard, so each block is reduced by itself. Beside
 them lie categories.csv (what the C classes are) and manifest.json, which is written last.
@@ -32,13 +32,13 @@ rest equally. Nothing else about a row is lost, so every rule works on it unchan
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable, Iterator, Sequence
 
 import google_crc32c
 import numpy as np
 import tensorflow as tf
 
+from ensemble import logits_folder
 from pipeline import manifest as manifest_lib
 from pipeline import records, storage
 from pipeline.categories import Categories
@@ -184,17 +184,7 @@ def read_manifest(folder: str, *, check_files: bool = True) -> Manifest:
     Raises:
         InputError: there is no finished store in the folder; names the command that makes it.
     """
-    return manifest_lib.read(folder, kind=KIND, remedy=command(folder), check_files=check_files)
-
-
-def command(folder: str) -> str:
-    """The command that makes the store of this folder."""
-    pattern = r'(?P<run>.+)/logits/(?P<split>[^/]+?)(-tta(?P<tta>\d+))?(?P<best>-best)?(-top(?P<top_k>\d+))?/*'
-    found = re.fullmatch(pattern, folder)
-    named = found.groupdict() if found else {'run': 'runs/latest', 'split': 'test'}
-    words = [f'python -m model.predict --run_dir={named["run"]} --split={named["split"]}']
-    words += [f'--{flag}={named[flag]}' for flag in ('tta', 'top_k') if named.get(flag)]
-    return ' '.join([*words, '--best'] if named.get('best') else words)
+    return manifest_lib.read(folder, kind=KIND, remedy=logits_folder.command(folder), check_files=check_files)
 
 
 def read_shard(folder: str, file: FileInfo) -> Iterator[Rows]:

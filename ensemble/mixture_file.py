@@ -11,11 +11,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ensemble import logits
+from ensemble import logits_folder
 from ensemble.mixture import Mixture
 from ensemble.reduction import Stores
 from pipeline import storage
@@ -86,24 +85,8 @@ def check_same_models(fitted: Stores, used: Stores) -> None:
         if difference:
             raise InputError(
                 f'{folder} and {other} are not by the same model ({difference}); make both again: '
-                f'{logits.command(folder)} && {logits.command(other)}'
+                f'{logits_folder.command(folder)} && {logits_folder.command(other)}'
             )
-
-
-def of_split(folder: str, split: str) -> str:
-    """The store of another split beside a store: runs/a/logits/test-tta5 -> runs/a/logits/val-tta5.
-
-    Raises:
-        InputError: the folder isn't named by its split.
-    """
-    parent, name = os.path.split(folder)
-    found = re.fullmatch(r'(train|val|test)(-.+)?', name)
-    if not found:
-        raise InputError(
-            f'{folder}: its name must begin with its split, as test or test-tta5 does, so that the logits of {split} '
-            'are found beside it'
-        )
-    return storage.join(parent or '.', split + (found[2] or ''))
 
 
 def _parse(path: str) -> tuple[Mixture, Sequence[Mapping[str, Any]]]:

@@ -122,9 +122,9 @@ def open_stores(folders: Sequence[str]) -> Stores:
         InputError: one isn't finished or holds nothing, or two aren't of the same split, dataset and categories.
     """
     manifests = tuple(logits.read_manifest(folder) for folder in folders)
-    label_map = categories.read(folders[0])
-    for folder, manifest in zip(folders, manifests, strict=True):
-        if categories.read(folder).digest() != manifest.about['label_map_digest']:
+    label_maps = [categories.read(folder) for folder in folders]
+    for folder, manifest, label_map in zip(folders, manifests, label_maps, strict=True):
+        if label_map.digest() != manifest.about['label_map_digest']:
             path = storage.join(folder, categories.NAME)
             raise InputError(f'{path}: not the label map of these logits; make the logits again')
         if not any(file.products for file in manifest.files):
@@ -139,7 +139,7 @@ def open_stores(folders: Sequence[str]) -> Stores:
         held = [[(file.name, file.products) for file in made.files] for made in (manifest, manifests[0])]
         if held[0] != held[1]:
             raise InputError(f'{folder}: has other files or products than {folders[0]}; make the logits again')
-    return Stores(tuple(folders), manifests, label_map)
+    return Stores(tuple(folders), manifests, label_maps[0])
 
 
 def run(engine: Engine, parts: Sequence[Part], job: Job) -> None:

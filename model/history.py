@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from pipeline import storage, tables
+from pipeline.errors import InputError
 
 NAME = 'history.csv'
 COLUMNS = (
@@ -55,11 +58,7 @@ class History:
     def __init__(self, run_dir: str, *, step: int) -> None:
         """Opens it for a run whose last row was closed at an update: later rows, and one cut off, are dropped."""
         self.path = storage.join(run_dir, NAME)
-        kept: list[list[str]] = []
-        if storage.exists(self.path):
-            with open(self.path, encoding='utf-8', newline='') as file:
-                whole = [line.rstrip('\n').split(',') for line in file if line.endswith('\n')]
-            kept = [row for row in whole[1:] if len(row) == len(COLUMNS) and row[0].isdigit() and int(row[0]) <= step]
+        kept = [row for row in _whole_rows(self.path) if row[0].isdigit() and int(row[0]) <= step]
         tables.write(self.path, COLUMNS, kept)
 
     def add(self, row: Mapping[str, Any]) -> None:
@@ -68,3 +67,26 @@ class History:
         text = ','.join(f'{cell:.7g}' if isinstance(cell, float) else str(cell) for cell in cells)
         with open(self.path, 'a', encoding='utf-8', newline='') as file:
             file.write(text + '\n')
+
+
+def read(run_dir: str) -> dict[str, np.ndarray]:
+    """The rows so far by column, float64 [rows]; nan where a cell is empty.
+
+    Raises:
+        InputError: a cell is no number.
+    """
+    path = storage.join(run_dir, NAME)
+    try:
+        values = np.array([[float(cell or 'nan') for cell in row] for row in _whole_rows(path)])
+    except ValueError as error:
+        raise InputError(f'{path}: every cell must be a number or empty ({error}); remove its row') from None
+    return dict(zip(COLUMNS, values.reshape(-1, len(COLUMNS)).T, strict=True))
+
+
+def _whole_rows(path: str) -> list[list[str]]:
+    """The rows after the header but for one that was cut off, or is just being written; [] if there is no file."""
+    if not storage.exists(path):
+        return []
+    with open(path, encoding='utf-8', newline='') as file:
+        rows = [line.rstrip('\n').split(',') for line in file if line.endswith('\n')]
+    return [row for row in rows[1:] if len(row) == len(COLUMNS)]

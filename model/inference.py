@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +18,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ensemble import logits
+from ensemble import logits, logits_folder
 from model.accumulate import AccumulatingModel
-from pipeline import categories, dataset, journal, manifest, program, storage
+from pipeline import categories, dataset, journal, manifest, program, storage, worklog
 from pipeline.augment import Augmentation
 from pipeline.categories import Categories
 from pipeline.dataset import Shards
@@ -52,15 +53,8 @@ class Options:
     best: bool = False
 
 
-def folder_of(run_dir: str, options: Options) -> str:
-    """Where these logits lie in a run."""
-    name = options.split + (f'-tta{options.tta}' if options.tta > 1 else '')
-    name += ('-best' if options.best else '') + (f'-top{options.top_k}' if options.top_k else '')
-    return storage.join(run_dir, 'logits', name)
-
-
 def predict_split(model: AccumulatingModel, shards: Shards, options: Options, *, run_dir: str) -> str:
-    """Writes the logits of every picture of a split, or those that are missing; says what it did.
+    """Writes the logits of every picture of a split, or those that are missing; says what it did, in the worklog too.
 
     The logits are written less each row's highest (see logits.Rows).
 
@@ -76,6 +70,7 @@ def predict_split(model: AccumulatingModel, shards: Shards, options: Options, *,
     Raises:
         InputError: the model knows other categories than the shards hold, or not more than top_k.
     """
+    started = time.monotonic()
     classes = model.classifier.output_shape[-1]
     if classes != len(shards.label_map):
         raise InputError(
@@ -83,7 +78,7 @@ def predict_split(model: AccumulatingModel, shards: Shards, options: Options, *,
         )
     if options.top_k >= classes:
         raise InputError(f'--top_k={options.top_k}: there are only {classes} categories; 0 stores all their logits')
-    folder = folder_of(run_dir, options)
+    folder = logits_folder.folder(run_dir, options.split, tta=options.tta, best=options.best, top_k=options.top_k)
     about: dict[str, Any] = {
         'split': options.split,
         'tta': options.tta,
@@ -106,9 +101,25 @@ def predict_split(model: AccumulatingModel, shards: Shards, options: Options, *,
         rows, size = sum(file.images for file in made), sum(file.bytes for file in made)
         products = sum(file.products for file in made)
         print(f'wrote {folder}: {rows:,} rows of {products:,} products, {size / 1e6:,.1f} MB')
+        predicted = [file for file in made if file.name not in kept]
+        _log(predicted, folder=folder, run_dir=run_dir, tta=options.tta, seconds=time.monotonic() - started)
     journal.end(folder)
     journal.remove_stale(folder, logits.read_manifest(folder))
     return folder
+
+
+def _log(predicted: Sequence[FileInfo], *, folder: str, run_dir: str, tta: int, seconds: float) -> None:
+    """Adds a line to the run's worklog, if any shard was predicted."""
+    if predicted:
+        views = sum(file.images for file in predicted)
+        counts = {
+            'images': views // tta,
+            'products': sum(file.products for file in predicted),
+            'views': views,
+            'bytes': sum(file.bytes for file in predicted),
+        }
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        worklog.add(run_dir, f'predict {os.path.basename(folder)}', seconds=seconds, counts=counts, replicas=replicas)
 
 
 def _kept(
@@ -122,7 +133,7 @@ def _kept(
         kept = {file.name: file for file in found if file}
     else:
         kept = {file.name: file for file in _checking(listed) if journal.is_sound(folder, file)}
-        if len(kept) == len(files) and _has_categories(folder, label_map):
+        if len(kept) == len(files) and categories.is_in(label_map, folder):
             return kept
         for file in kept.values():
             journal.note(folder, file, identity=identity)
@@ -134,13 +145,6 @@ def _kept(
 def _checking(files: tuple[FileInfo, ...]) -> Iterator[FileInfo]:
     """Files that are read whole, with progress."""
     yield from program.progress(files, total=len(files), label='check the logits there are', unit='shards')
-
-
-def _has_categories(folder: str, label_map: Categories) -> bool:
-    try:
-        return categories.read(folder).digest() == label_map.digest()
-    except InputError:
-        return False
 
 
 def _listed(folder: str, about: dict[str, Any]) -> tuple[FileInfo, ...] | None:
@@ -160,7 +164,7 @@ def _predict(
 ) -> list[FileInfo]:
     """Predicts the shards that aren't kept, and notes each as soon as it is finished."""
     started, made = time.monotonic(), []
-    step = _step(model, plain=options.tta == 1)
+    forward = step(model, plain=options.tta == 1)
     total = shards.manifest.images(options.split) * options.tta
     done = sum(file.images for file in kept.values())
     unit = 'images' if options.tta == 1 else 'views'
@@ -170,7 +174,7 @@ def _predict(
             info = kept.get(file.name)
             if not info:
                 views = dataset.views(shards, file, batch_size=options.batch_size, tta=options.tta, seed=options.seed)
-                rows = _rows(step, views, bar)
+                rows = _rows(forward, views, bar)
                 info = logits.write_shard(folder, file.name, rows, split=options.split, top_k=options.top_k)
                 journal.note(folder, info, identity=identity)
             made.append(info)
@@ -196,20 +200,20 @@ def weights_digest(classifier: keras.Model) -> str:
     return digest.hexdigest()
 
 
-def _step(model: AccumulatingModel, *, plain: bool) -> Callable[..., Any]:
+def step(model: AccumulatingModel, *, plain: bool) -> Callable[..., Any]:
     """Images and draws of a batch -> their logits, float16; one for all shards, each would trace the network anew."""
 
     @tf.function
-    def step(images: Any, draws: Any) -> Any:
+    def forward(images: Any, draws: Any) -> Any:
         return halved(model.logits(images, draws, augmentation=None if plain else VIEWS))
 
-    return step
+    return forward
 
 
-def _rows(step: Callable[..., Any], views: tf.data.Dataset, bar: Any) -> Iterator[logits.Rows]:
+def _rows(forward: Callable[..., Any], views: tf.data.Dataset, bar: Any) -> Iterator[logits.Rows]:
     strategy = tf.distribute.get_strategy()
     for images, draws, *columns in strategy.experimental_distribute_dataset(views):
-        values = _joined(strategy.run(step, args=(images, draws)))
+        values = _joined(strategy.run(forward, args=(images, draws)))
         product_id, image_index, view, label = (_joined(column) for column in columns)
         count = np.count_nonzero(product_id != dataset.FILLER)
         rows = logits.Rows(product_id=product_id, image_index=image_index, view=view, label=label, logits=values)

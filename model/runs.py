@@ -3,10 +3,12 @@
 runs/NAME/run.json        settings and the dataset's digest
           checkpoints/    the last two
           history.csv     a row for every 20,000 pictures
+          categories.csv  what the model's outputs mean
           tensorboard/
           best.keras      the classifier after the artificial epoch with the best validation accuracy
           model.keras     the classifier at the end; not there until then
           accuracy_by_category.csv
+          worklog.jsonl   what was done when, and how long it took
           logits/         per-image logits by split
 runs/latest               -> the last finished run
 """
@@ -20,7 +22,8 @@ from typing import Any
 
 import keras
 
-from pipeline import storage
+from pipeline import categories, storage
+from pipeline.categories import Categories
 from pipeline.errors import InputError, UsageError, one_line
 
 MODEL_NAME = 'model.keras'
@@ -124,6 +127,23 @@ def load_model(run_dir: str, *, best: bool = False) -> keras.Model:
         raise InputError(
             f'{path}: damaged ({one_line(error)}); remove it, and train again with the same command'
         ) from None
+
+
+def read_categories(run_dir: str, classifier: keras.Model) -> Categories:
+    """What the outputs of a run's classifier mean.
+
+    Raises:
+        InputError: model.train hasn't written it yet, or it is of another model.
+    """
+    path = storage.join(run_dir, categories.NAME)
+    if not storage.exists(path):
+        raise InputError(f'{path}: no such file; the same model.train command adds it to a finished run')
+    label_map, classes = categories.read(run_dir), classifier.output_shape[-1]
+    if len(label_map) != classes:
+        raise InputError(
+            f'{path}: has {len(label_map)} categories, the model {classes}; the same model.train command writes it anew'
+        )
+    return label_map
 
 
 def point_latest(run_dir: str) -> None:

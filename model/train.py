@@ -23,13 +23,14 @@ import keras
 import tensorflow as tf
 from absl import flags
 
+from ensemble import logits_folder
 from model import backbone as backbones
 from model import checkpoint, classifier, devices, evaluation, inference, loop, memory, runs, stages
 from model.accumulate import AccumulatingModel, part_dropout
 from model.backbone import Backbone
 from model.evaluation import Evaluator
 from model.stages import Schedule
-from pipeline import dataset, split
+from pipeline import categories, dataset, split, worklog
 from pipeline.augment import Augmentation
 from pipeline.dataset import Shards
 from pipeline.errors import InputError, UsageError
@@ -192,6 +193,8 @@ def main(argv: list[str]) -> None:
     if worker:
         print(f'worker {worker} of {workers} is done; the first one predicts')
         return
+    if not categories.is_in(shards.label_map, RUN_DIR.value):
+        categories.write(shards.label_map, RUN_DIR.value)
     # The other machines don't predict, and the strategy of all would wait for them.
     strategy = strategy if workers == 1 else tf.distribute.get_strategy()
     with strategy.scope():
@@ -212,7 +215,7 @@ def _next() -> str:
     """The command that makes the most of the logits there are."""
     if 'test' in PREDICT.value or 'val' in PREDICT.value:
         name, rule = ('test', 'product') if 'test' in PREDICT.value else ('val', 'all')
-        folder = inference.folder_of(RUN_DIR.value, inference.Options(split=name, batch_size=1))
+        folder = logits_folder.folder(RUN_DIR.value, name)
         is_default = os.path.realpath('runs/latest') == os.path.realpath(RUN_DIR.value) and name == 'test'
         return program.command('ensemble.combine', '--rule', rule, *(() if is_default else (f'--logits={folder}',)))
     elsewhere = () if SHARDS_DIR.value == SHARDS_DIR.default else (f'--shards_dir={SHARDS_DIR.value}',)
@@ -295,6 +298,7 @@ def _train(
     argv: list[str],
 ) -> bool:
     """Trains from the start or the last checkpoint and writes the finished model; False if it was asked to end."""
+    started = time.monotonic()
     worker, _ = devices.place(strategy)
     replicas = strategy.num_replicas_in_sync
     model = _wrap(classifier.build(backbone, classes=len(shards.label_map), dropout=DROPOUT.value))
@@ -330,10 +334,24 @@ def _train(
         runs.write_settings(RUN_DIR.value, settings)
     part_dropout(model, strategy)
     validation = _validation(shards, strategy, limit=VAL_IMAGES.value)
-    stream = iter(_stream(shards, strategy, start_step=training.state.step))
+    first_step = training.state.step
+    stream = iter(_stream(shards, strategy, start_step=first_step))
     with training.listening():
         finished = training.run(stream, validation) and _finish(shards, model, training, strategy)
+        updates = training.state.step - first_step
+        if worker == 0 and (finished or updates):
+            _log(updates, seconds=time.monotonic() - started, replicas=replicas)
     return finished and not training.asked
+
+
+def _log(updates: int, *, seconds: float, replicas: int) -> None:
+    """Adds a line on this call's training, finished or ended as asked, to the run's worklog.
+
+    The time is all that training takes: making the network, updates, validations, checkpoints, and the evaluation at
+    the end. So the sum over the lines is that of the run, but for calls that were killed or ended before an update.
+    """
+    counts = {'images': updates * _effective_batch(replicas), 'updates': updates}
+    worklog.add(RUN_DIR.value, 'train', seconds=seconds, counts=counts, replicas=replicas)
 
 
 def _finish(shards: Shards, model: AccumulatingModel, training: loop.Loop, strategy: tf.distribute.Strategy) -> bool:

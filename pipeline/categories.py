@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline import storage, tables
-from pipeline.errors import CatalogueError
+from pipeline.errors import CatalogueError, InputError
 
 SOURCE_NAME = 'category_names.csv'
 NAME = 'categories.csv'
@@ -66,6 +66,14 @@ def read_source(folder: str) -> Categories:
 def read(folder: str) -> Categories:
     """Reads the categories.csv of a shards, run or logits folder."""
     return _read(storage.join(folder, NAME), COLUMNS)
+
+
+def is_in(categories: Categories, folder: str) -> bool:
+    """Whether the folder has a sound categories.csv of these ids."""
+    try:
+        return read(folder).digest() == categories.digest()
+    except InputError:
+        return False
 
 
 def write(categories: Categories, folder: str) -> None:

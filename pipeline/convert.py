@@ -25,7 +25,7 @@ import apache_beam as beam
 import numpy as np
 from absl import flags
 
-from pipeline import beam_job, categories, journal, manifest, plan, shards, storage
+from pipeline import beam_job, categories, journal, manifest, plan, shards, storage, worklog
 from pipeline.errors import CatalogueError, InputError
 
 FLAGS = program.flag_values()
@@ -104,6 +104,7 @@ def main(argv: list[str]) -> None:
         return
     made = manifest.read(job.output_dir, kind='shards', remedy='run pipeline.convert again')
     journal.remove_stale(job.output_dir, made)
+    _log(made, report, seconds=time.time() - started, source_bytes=source_bytes)
     elsewhere = () if job.output_dir == OUTPUT_DIR.default else (f'--shards_dir={job.output_dir}',)
     program.last_line(
         f'wrote {job.output_dir}: {len(made.files)} shards and {manifest.NAME}',
@@ -217,6 +218,17 @@ def _print_times(report: beam_job.Report, *, seconds: float, source_bytes: int) 
     said = ', '.join(f'{name} {span:.1f} s' for name, span in parts.items())
     kept = f'; kept {report.counts["kept"]} shards of an earlier run' if 'kept' in report.counts else ''
     print(f'{source_bytes / 1e6:,.1f} MB in {seconds:.1f} s, {source_bytes / 1e6 / seconds:.1f} MB/s ({said}{kept})')
+
+
+def _log(made: manifest.Manifest, report: beam_job.Report, *, seconds: float, source_bytes: int) -> None:
+    counts = {
+        'images': sum(file.images for file in made.files),
+        'products': sum(file.products for file in made.files),
+        'source_bytes': source_bytes,
+        'shards': len(made.files),
+        'kept_shards': report.counts.get('kept', 0),  # by an interrupted conversion; counted above, too
+    }
+    worklog.add(OUTPUT_DIR.value, 'convert', seconds=seconds, counts=counts)
 
 
 if __name__ == '__main__':

@@ -176,9 +176,7 @@ def views(shards: Shards, file: manifest.FileInfo, *, batch_size: int, tta: int,
                 batch.rows.table['label'],
             )
             view = (step * batch_size + np.arange(len(label))) % tta
-            keys = (product_id, image_index, view)
-            draws = hashing.uniform(seed, *(key[:, None] for key in keys), np.arange(augment.DRAWS))
-            draws[view == 0] = augment.PLAIN
+            draws = view_draws(seed, product_id, image_index, view)
             (product_id,) = _filled(batch_size, product_id, filler=FILLER)
             yield (
                 batch.pixels[:, 0],
@@ -190,6 +188,14 @@ def views(shards: Shards, file: manifest.FileInfo, *, batch_size: int, tta: int,
     images, draws = ((batch_size, *SHAPE), tf.uint8), ((batch_size, augment.DRAWS), tf.float32)
     total = file.images * tta
     return _as_dataset(generate, [images, draws, *[((batch_size,), tf.int64)] * 4], -(-total // batch_size))
+
+
+def view_draws(seed: int, product_id: np.ndarray, image_index: np.ndarray, view: np.ndarray) -> np.ndarray:
+    """The numbers that vary views of pictures: int64 [n] each -> float32 [n, augment.DRAWS]; view 0 is as it is."""
+    keys = (key[:, None] for key in (product_id, image_index, view))
+    draws = hashing.uniform(seed, *keys, np.arange(augment.DRAWS))
+    draws[view == 0] = augment.PLAIN
+    return draws
 
 
 def products(

@@ -112,6 +112,11 @@ def _spelled(flag: flags.Flag) -> str:
     return f'--{flag.name}={"FOLDER" if flag.name.endswith("_dir") else "VALUE"}'
 
 
+def text_of(flag: flags.Flag) -> str:
+    """What the program says of it, without what absl adds: an enum's values, and that a flag may be repeated."""
+    return re.sub(r'^<[^>]*>: |;\s+repeat this option to specify a list of values$', '', flag.help)
+
+
 def is_number(flag: flags.Flag) -> bool:
     """Whether its value is a number."""
     return isinstance(flag.parser, flags.IntegerParser | flags.FloatParser)
@@ -128,8 +133,7 @@ def _explained(flag: flags.Flag) -> str:
             bounds = f'; {_shown(low)} or more'
         elif high is not None:
             bounds = f'; {_shown(high)} or less'
-    text = re.sub(r'^<[^>]*>: ', '', flag.help)  # absl puts an enum's values before its text
-    return f'{text} (default: {_shown(flag.default)}{bounds})'
+    return f'{text_of(flag)} (default: {_shown(flag.default)}{bounds})'
 
 
 def _shown(value: Any) -> str:

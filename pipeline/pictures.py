@@ -28,6 +28,8 @@ LARGEST = 2**24  # pixels; 50 MB decoded
 LONGEST = 2**13  # pixels a side; 12 MB of weights to resize one
 STRIP = 2**20  # values resized at a time; 8 MB each
 GREY = 128
+JPEG = b'\xff\xd8\xff'  # how such a file begins
+AS_GREY = 'taken as grey: '  # what is said of a picture of which nothing can be decoded begins so
 
 
 def decode_into(pixels: np.ndarray, images: Iterable[memoryview | None]) -> list[tuple[int, str]]:
@@ -70,10 +72,10 @@ def _decode_unusual(pixels: np.ndarray, image: memoryview) -> str:
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(image)
     except ValueError as error:
-        return f"taken as grey: no JPEG picture, or its header is damaged (libjpeg: '{one_line(error)}')"
+        return f"{AS_GREY}no JPEG picture, or its header is damaged (libjpeg: '{one_line(error)}')"
     if height * width > LARGEST or max(height, width) > LONGEST:
         allowed = f'at most {LARGEST:,} pixels and {LONGEST:,} a side'
-        return f'taken as grey: its header says {width}x{height} pixels; {allowed} are decoded'
+        return f'{AS_GREY}its header says {width}x{height} pixels; {allowed} are decoded'
     problem = ''
     try:
         decoded = simplejpeg.decode_jpeg(image)
@@ -83,13 +85,13 @@ def _decode_unusual(pixels: np.ndarray, image: memoryview) -> str:
         try:
             simplejpeg.decode_jpeg(image, strict=False, buffer=decoded)
         except ValueError:
-            return f"taken as grey: it can't be decoded ({said})"
+            return f"{AS_GREY}it can't be decoded ({said})"
         problem = f'cut off or damaged, taken as far as it can be decoded ({said})'
-    pixels[:] = _resized(decoded)
+    pixels[:] = resized(decoded)
     return problem
 
 
-def _resized(picture: np.ndarray) -> np.ndarray:
+def resized(picture: np.ndarray) -> np.ndarray:
     """Pillow's BICUBIC resize to the usual size, exactly: uint8 [height, width, 3] -> uint8 [180, 180, 3].
 
     But for pictures over 100 times as high as wide, of which Pillow takes the rows first.

@@ -84,7 +84,8 @@ def parse(
         argv: the command line.
         doc: the program's docstring, shown by --help.
         pass_through: whether to hand back what this program doesn't know (for Beam) instead of refusing it.
-        words: what the program takes beside flags, for --help, such as 'RUN ...'; they are handed back.
+        words: what the program takes beside flags, for --help, such as 'RUN ...'; they are handed back, and flags may
+            stand between them.
         codes: exit codes beside those of every program, for --help, such as '75 try again'.
 
     Returns:
@@ -97,6 +98,7 @@ def parse(
     """
     for name in values:
         values[name].unparse()
+    values.set_gnu_getopt(bool(words) or values.is_gnu_getopt())
     try:
         rest = list(values(argv, known_only=pass_through)[1:])
     except flags.UnrecognizedFlagError as error:

@@ -177,7 +177,7 @@ def begin_sync(file: BinaryIO) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: str) -> Iterator[str]:
-    """A temporary path for a library that writes the file by itself; it is renamed to `path` when the block ends.
+    """A temporary path for a library that writes the file (or folder) itself; renamed to `path` when the block ends.
 
     The temporary name ends as `path` does, because some writers choose the format by the ending.
     """
@@ -188,6 +188,9 @@ def atomic_path(path: str) -> Iterator[str]:
         if is_remote(path):
             remote.rename(temporary, path)
             return
+        for folder_inside, _, names in os.walk(temporary):  # if it is a folder
+            for name in ('', *names):
+                _sync(os.path.join(folder_inside, name))
         _sync(temporary)
         os.replace(temporary, path)
         _sync(folder)

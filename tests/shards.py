@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import categories, dataset, manifest, records, split
+from pipeline.categories import Categories
 from pipeline.manifest import FileInfo, Manifest
 from pipeline.records import Product
 from tests import catalogue, chunks
@@ -33,8 +34,10 @@ def write(folder: Path, *, train: int, val: int = 0, shards: int = 1) -> dataset
     return dataset.open_shards(str(folder))
 
 
-def write_products(folder: Path, products: Mapping[str, Sequence[Sequence[Product]]]) -> None:
-    """A dataset of the products of each split and shard."""
+def write_products(
+    folder: Path, products: Mapping[str, Sequence[Sequence[Product]]], *, label_map: Categories | None = None
+) -> None:
+    """A dataset of the products of each split and shard; categories 1000, 1001... if they aren't given."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for name, shards in products.items():
@@ -44,7 +47,7 @@ def write_products(folder: Path, products: Mapping[str, Sequence[Sequence[Produc
             path.write_bytes(data)
             table = chunks.table(encoded, images, chunk_products=manifest.CHUNK_PRODUCTS)
             files.append(FileInfo(path.name, name, len(some), sum(images), len(data), 'unchecked', table))
-    label_map = categories.Categories(np.arange(CATEGORIES) + 1000, (('A', 'B', 'C'),) * CATEGORIES)
+    label_map = label_map or Categories(np.arange(CATEGORIES) + 1000, (('A', 'B', 'C'),) * CATEGORIES)
     categories.write(label_map, str(folder))
     manifest.write(Manifest('shards', {}, tuple(files)), str(folder))
 

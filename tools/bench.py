@@ -5,7 +5,8 @@ Name one part or more:
   feed      batches for training against decoding alone and NVIDIA DALI
   train     the train step against Keras' fit, and with the feed attached
   combine   combining against numpy, product by product, and its memory
-All four take 45 minutes. Times are medians of interleaved runs, start-up included, rates medians without it; the table
+  serve     what tools.export writes, against its network alone
+All take 45 minutes. Times are medians of interleaved runs, start-up included, rates medians without it; the table
 says which figures keep to their limits. Exit code 1 if one doesn't.
 """
 
@@ -25,11 +26,10 @@ from absl import flags
 
 from pipeline import storage
 from pipeline.errors import InputError
-from tools.benchmarks import combine, convert, feed, train
+from tools.benchmarks import combine, convert, feed, serve, train
 from tools.benchmarks.measure import Row
 
 FLAGS = program.flag_values()
-FLAGS.set_gnu_getopt()  # flags may stand after the parts
 JSON = flags.DEFINE_string('json', None, 'Also write the figures to this file, as JSON.', flag_values=FLAGS)
 RUNS = flags.DEFINE_integer('runs', 5, 'How many times each command is timed.', lower_bound=1, flag_values=FLAGS)
 WORK_DIR = flags.DEFINE_string(
@@ -46,7 +46,7 @@ def _feed(folder: Path, *, runs: int) -> tuple[list[Row], dict]:
     return feed.run(folder, runs=runs, peers_python=PEERS_PYTHON.value)
 
 
-PARTS = {'convert': convert.run, 'feed': _feed, 'train': train.run, 'combine': combine.run}
+PARTS = {'convert': convert.run, 'feed': _feed, 'train': train.run, 'combine': combine.run, 'serve': serve.run}
 
 
 def main(argv: list[str]) -> None:

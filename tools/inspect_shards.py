@@ -19,7 +19,7 @@ from pipeline import categories, manifest, program, split, storage
 from pipeline.categories import Categories
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest
-from tools import shard_checks, shard_grid
+from tools import sample_products, shard_checks, shard_grid
 from tools.shard_checks import Report
 
 FLAGS = program.flag_values()
@@ -113,10 +113,10 @@ def _percent(part: int, whole: int) -> str:
 def draw(folder: str, made: Manifest, label_map: Categories, *, path: str) -> int:
     """Writes the grid into a PNG file; says how many products it shows."""
     splits = split.SPLITS if SPLIT.value == 'all' else (SPLIT.value,)
-    places = shard_grid.choose(made, splits=splits, products=GRID_PRODUCTS.value, seed=SEED.value)
+    places = sample_products.choose(made, splits=splits, products=GRID_PRODUCTS.value, seed=SEED.value)
     if not places:
         raise InputError(f'{folder}: holds no product of {" or ".join(splits)}; give another --split')
-    products = shard_grid.read(folder, places)
+    products = sample_products.read(folder, places)
     picture = shard_grid.draw(products, label_map, title=shard_grid.title(made, products, seed=SEED.value))
     with storage.atomic_writer(path) as file:
         file.write(picture)

@@ -1,11 +1,15 @@
-"""Reports on runs: `python -m tools.report --table runs/noaug runs/aug`
+"""Reports on a run, as a page: `python -m tools.report --run_dir=runs/latest`
 
---table holds all rules against each other and against the paper's Table I: for each run, with each number of views of a
-picture of which it has logits (model.predict --tta=5). Accuracy has a 95 % bootstrap interval, its difference to the
-rule mean an interval and McNemar's exact test; then top 5, the levels of the categories, and the accuracy over products
-with 1 to 4 pictures, and with or without a picture that stands in the training set too. It is printed, and written as
-table-val.md and table-val.csv; with --split=test --solution=data/solution.csv it is that of the test set (table-test).
-Beam's flags pass through: --runner=DirectRunner (the default: one process a core), FlinkRunner and others.
+The page is one file, report.html in the run's folder, which opens anywhere without a network: how the run was trained
+(the paper's Figure 3), all rules with intervals (its Table I), calibration, accuracy by category, number of pictures
+and level, the categories most often mistaken for one another, the most confident mistakes and the least certain
+products with their pictures, and what took how long. Runs whose folders follow are compared with it.
+
+--table makes only Table I, printed and as table-val.md and table-val.csv: for each run, with each number of views of a
+picture of which it has logits (model.predict --tta=5), accuracy with a 95 % bootstrap interval, its difference to the
+rule mean with an interval and McNemar's exact test; then top 5, the levels of the categories, and the accuracy over
+products with 1 to 4 pictures, and with or without a picture that stands in the training set too.
+With --split=test --solution=data/solution.csv both are of the test set.
 """
 
 from __future__ import annotations
@@ -13,49 +17,83 @@ from __future__ import annotations
 from pipeline import program  # first: it quiets the logs of what is imported below
 
 # isort: split
-import os
-
 from absl import flags
 
-from ensemble import known_images, reduction, submission
+from ensemble import logits_folder, reduction, rules, submission
 from ensemble.known_images import Known
-from ensemble.reduction import Stores
 from ensemble.submission import Solution
 from pipeline import beam_job, storage
 from pipeline.beam_job import Engine
 from pipeline.errors import InputError
-from tools import table
+from tools import page, table
+from tools.reports import predicted, training
 from tools.table import Row, Store
 
 FLAGS = program.flag_values()
-FLAGS.set_gnu_getopt()  # flags may stand after the runs
-TABLE = flags.DEFINE_bool('table', False, 'Compare all rules on the runs whose folders are named.', flag_values=FLAGS)
+RUN_DIR = flags.DEFINE_string(
+    'run_dir', 'runs/latest', "The run's folder; the folders of others to compare it with may follow, without a flag.",
+    flag_values=FLAGS,
+)  # fmt: skip
+TABLE = flags.DEFINE_bool('table', False, 'Make only the table of all rules, no page.', flag_values=FLAGS)
 SPLIT = flags.DEFINE_enum('split', 'val', ('val', 'test'), 'On which products.', flag_values=FLAGS)
+RULE = flags.DEFINE_enum(
+    'rule', 'product', rules.names(), 'The rule whose predictions the page shows product by product.', flag_values=FLAGS
+)
 SOLUTION = flags.DEFINE_string(
     'solution', '', "A solution.csv with the test products' categories, for --split=test.", flag_values=FLAGS
 )
 SHARDS_DIR = flags.DEFINE_string(
-    'shards_dir', 'data/shards', 'Folder of the shards, where pictures that the training set has too are looked for.',
-    flag_values=FLAGS,
+    'shards_dir', 'data/shards', 'Folder of the shards: their pictures are shown, and those that the training set has '
+    'too are looked for.', flag_values=FLAGS,
 )  # fmt: skip
 OUTPUT_DIR = flags.DEFINE_string(
     'output_dir', '', "Folder for what is written; if empty, the first run's folder.", flag_values=FLAGS
 )
-VIEWS = 5  # the paper's
+PAGE_NAME = 'report.html'
 
 
 def main(argv: list[str]) -> None:
-    """Reports on the runs named on the command line."""
-    rest = program.parse(FLAGS, argv, doc=__doc__, pass_through=True)
-    folders = list(dict.fromkeys(word.rstrip('/') for word in rest if not word.startswith('-')))
-    if not TABLE.value or not folders:
-        raise flags.Error('say what to report on: --table and the folders of one run or more')
-    if SPLIT.value == 'test' and not SOLUTION.value:
+    """Reports on a run, or on the runs named on the command line."""
+    rest = program.parse(FLAGS, argv, doc=__doc__, pass_through=True, words='[RUN ...]')
+    folders = _folders([word for word in rest if not word.startswith('-')])
+    if SPLIT.value == 'test' and TABLE.value and not SOLUTION.value:
         raise InputError("--split=test needs the products' categories: give --solution=data/solution.csv")
     if SPLIT.value != 'test' and SOLUTION.value:
         raise InputError(f'--solution={SOLUTION.value} is for the test set; give --split=test, or leave it out')
     engine = beam_job.engine([word for word in rest if word.startswith('-')], known=FLAGS)
-    _make_table(engine, folders, output_dir=OUTPUT_DIR.value or folders[0])
+    if TABLE.value:
+        _make_table(engine, folders, output_dir=OUTPUT_DIR.value or folders[0])
+    else:
+        _make_page(engine, folders, output_dir=OUTPUT_DIR.value or folders[0])
+
+
+def _folders(words: list[str]) -> list[str]:
+    """The runs: --run_dir first, unless only others are named."""
+    named = [RUN_DIR.value] if FLAGS['run_dir'].present or not words else []
+    return list(dict.fromkeys(word.rstrip('/') for word in [*named, *words]))
+
+
+def _make_page(engine: Engine, folders: list[str], *, output_dir: str) -> None:
+    """Writes the page of the first run."""
+    page.check_installed()
+    trained = training.sections(folders, shards_dir=SHARDS_DIR.value)
+    found = predicted.sections(
+        engine,
+        folders,
+        split=SPLIT.value,
+        rule=RULE.value,
+        solution=SOLUTION.value,
+        shards_dir=SHARDS_DIR.value,
+        output_dir=output_dir,
+    )
+    path = storage.join(output_dir, PAGE_NAME)
+    name, *others = training.names(folders)
+    subtitle = f'On {SPLIT.value}' + (f', compared with {", ".join(others)}' if others else '')
+    page.write(path, f'Run {name}', subtitle, [trained.curves, *found, *trained.others])
+    print(
+        f'wrote {path} ({storage.size(path) / 1e6:.1f} MB); next: open it in a browser, and '
+        f'python -m tools.classify --run_dir={folders[0]} PICTURE...'
+    )
 
 
 def _make_table(engine: Engine, folders: list[str], *, output_dir: str) -> None:
@@ -68,8 +106,8 @@ def _make_table(engine: Engine, folders: list[str], *, output_dir: str) -> None:
     for older in (f'{path}.md', f'{path}.csv'):
         if storage.exists(older):
             storage.remove(older)
-    _tell_missing(folders)
-    known = _find_known(engine, opened, output_dir=output_dir)
+    table.tell_missing(folders, SPLIT.value)
+    known = table.find_known(engine, opened, shards_dir=SHARDS_DIR.value, output_dir=output_dir)
     rows = _measure(engine, stores, solution, known, output_dir=output_dir)
     text = table.markdown(rows, SPLIT.value)
     with storage.atomic_writer(f'{path}.md') as file:
@@ -77,33 +115,11 @@ def _make_table(engine: Engine, folders: list[str], *, output_dir: str) -> None:
     table.write_csv(rows, f'{path}.csv')
     print(f'\n{text}')
     best = max(rows, key=lambda row: row.accuracy.value)
-    parent, name = os.path.split(best.store.folder)
-    logits = storage.join(parent, f'test{name.removeprefix(SPLIT.value)}')
     views = '' if best.views == 'pooled' else f' --views={best.views}'
+    logits = logits_folder.of_split(best.store.folder, 'test')
     print(
-        f'wrote {path}.md and {path}.csv; next, the submission of the best here: '
-        f'python -m ensemble.combine --rule {best.rule}{views} --logits={logits}'
+        f'wrote {path}.md and {path}.csv; next: python -m ensemble.combine --rule {best.rule}{views} --logits={logits}'
     )
-
-
-def _tell_missing(folders: list[str]) -> None:
-    """Says which logits with several views some runs have and others lack, and how to make them."""
-    made = {folder: table.views_made(folder, SPLIT.value) for folder in folders}
-    for tta in sorted({VIEWS}.union(*made.values())):
-        for folder in folders:
-            if tta not in made[folder]:
-                command = f'python -m model.predict --run_dir={folder} --split={SPLIT.value} --tta={tta}'
-                print(f'{folder}: has no logits of {tta} views; to have them in the table: {command}')
-
-
-def _find_known(engine: Engine, opened: Stores, *, output_dir: str) -> Known | None:
-    """Which pictures of the products are in the training set, too; None if it can't be known."""
-    try:
-        known_images.check(SHARDS_DIR.value, digest=opened.dataset_digest)
-    except InputError as error:
-        print(f'left out, which pictures the training set has too: {error}')
-        return None
-    return known_images.find(engine, SHARDS_DIR.value, SPLIT.value, output_dir=output_dir)
 
 
 def _measure(

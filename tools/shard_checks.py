@@ -12,16 +12,11 @@ picture, and three times as much again while they are compared: 2 GB for Cdiscou
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
-import multiprocessing
-import os
-import signal
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -32,6 +27,7 @@ from pipeline.errors import InputError
 from pipeline.manifest import FileInfo, Manifest
 from pipeline.plan import NO_LABEL
 from pipeline.records import Product
+from tools import shard_processes
 
 # What is kept of a product; `file` numbers the manifest's files, `record` the file's records.
 ROW = np.dtype(
@@ -39,7 +35,6 @@ ROW = np.dtype(
 )
 SIZE = (bson_stream.PICTURE_SIZE, bson_stream.PICTURE_SIZE)
 PROBLEMS_KEPT = 20  # of each shard, and of all; more are only counted
-PROCESS_BYTES = 64 * 10**6  # data for which one more process pays: it takes as long to start as to read so much
 
 
 @dataclass
@@ -217,45 +212,8 @@ def _read_shards(
     folder: str, made: Manifest, label_map: Categories, *, seed: int, processes: int | None
 ) -> list[Shard]:
     """Reads all files in the manifest's order, in several processes if that pays."""
-    total = sum(file.bytes for file in made.files)
-    if processes is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-        processes = min(cores, len(made.files), 1 + total // PROCESS_BYTES)
     read = functools.partial(read_shard, folder=folder, label_map=label_map, seed=seed)
-    shards = []
-    with (
-        program.progress(total=total, label='check', unit='B') as bar,
-        contextlib.closing(_map(read, list(enumerate(made.files)), processes)) as found,
-    ):
-        for file, shard in zip(made.files, found, strict=True):
-            shards.append(shard)
-            bar.update(file.bytes)
-    return shards
-
-
-def _map(function: Callable[[Any], Any], items: Sequence[Any], processes: int) -> Generator[Any, None, None]:
-    """As map; closing it ends the processes."""
-    if processes <= 1:
-        yield from map(function, items)
-        return
-    # New processes instead of forks, which aren't safe once other threads run nor to be had everywhere; and no threads,
-    # because most of the work is Python's.
-    # They get the function once, not with every item: what waits in a pipe for a process can block the end.
-    with multiprocessing.get_context('spawn').Pool(processes, _begin, (function,)) as pool:
-        yield from pool.imap(_apply, items)
-
-
-_function: Callable[[Any], Any]  # of this process
-
-
-def _begin(function: Callable[[Any], Any]) -> None:
-    global _function
-    _function = function
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process answers it and ends the workers
-
-
-def _apply(item: Any) -> Any:
-    return _function(item)
+    return list(shard_processes.map_shards(read, made.files, label='check', processes=processes))
 
 
 @dataclass

@@ -2,27 +2,24 @@
 
 Synopsis:
 
-    places = shard_grid.choose(made, splits=('train', 'val'), products=24, seed=0)
-    png = shard_grid.draw(shard_grid.read('data/shards', places), label_map, title='24 products')
+    places = sample_products.choose(made, splits=('train', 'val'), products=24, seed=0)
+    png = shard_grid.draw(sample_products.read('data/shards', places), label_map, title='24 products')
 """
 
 from __future__ import annotations
 
 import io
-import itertools
 import math
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from pipeline import records, split, storage
+from pipeline import split
 from pipeline.bson_stream import PICTURE_SIZE
 from pipeline.categories import Categories
 from pipeline.errors import InputError
-from pipeline.manifest import FileInfo, Manifest
+from pipeline.manifest import Manifest
 from pipeline.records import Product
 
 if TYPE_CHECKING:
@@ -62,65 +59,6 @@ def require_pillow() -> None:
         import PIL  # noqa: F401
     except ImportError:
         raise InputError("drawing pictures needs pillow: pip install -c constraints.txt -e '.[demo]'") from None
-
-
-def choose(made: Manifest, *, splits: Sequence[str], products: int, seed: int) -> list[tuple[FileInfo, int]]:
-    """Random products: file and record of each, in the manifest's order of splits, files and records.
-
-    Args:
-        made: the dataset's manifest.
-        splits: of these, about as many each; where one has too few, the others give more.
-        products: how many; fewer if there aren't so many.
-        seed: of the choice.
-    """
-    counts = _deal(products, [made.products(name) for name in splits])
-    places = []
-    for name, count in zip(splits, counts, strict=True):
-        files = made.of_split(name)
-        ends = np.cumsum([file.products for file in files])
-        draw = np.random.default_rng([seed, split.SPLITS.index(name)])
-        for number in sorted(draw.choice(made.products(name), count, replace=False, shuffle=False).tolist()):
-            index = int(np.searchsorted(ends, number, side='right'))
-            places.append((files[index], number - int(ends[index]) + files[index].products))
-    return places
-
-
-def _deal(total: int, available: Sequence[int]) -> list[int]:
-    """Divides `total` as evenly as what is available allows."""
-    counts = [0] * len(available)
-    for index in itertools.cycle(range(len(available))):
-        if sum(counts) == min(total, sum(available)):
-            return counts
-        counts[index] += counts[index] < available[index]
-    return counts
-
-
-def read(folder: str, places: Sequence[tuple[FileInfo, int]]) -> list[Product]:
-    """Reads products by file and record, which must be in ascending order in each file.
-
-    Raises:
-        InputError: one can't be read.
-    """
-    products = []
-    for info, group in itertools.groupby(places, key=lambda place: place[0]):
-        path = storage.join(folder, info.name)
-        with storage.open_read(path) as file:
-            following = 0
-            for _, record in group:
-                records.skip_frames(file, record - following)
-                following = record + 1
-                frame = next(records.frames(file), records.Frame(b'', b'', 'the file is cut off'))
-                try:
-                    products.append(_decode(frame))
-                except ValueError as error:
-                    raise InputError(f'{path}: record {record}: {error}; check the shards without --noverify') from None
-    return products
-
-
-def _decode(frame: records.Frame) -> Product:
-    if frame.problem:
-        raise ValueError(frame.problem)
-    return records.decode(frame.record)
 
 
 def title(made: Manifest, products: Sequence[Product], *, seed: int) -> str:

@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from ensemble import logits, predictions, reduction, rules, scores
+from ensemble import known_images, logits_folder, predictions, reduction, rules, scores
 from ensemble.known_images import Known
 from ensemble.mixture import Mixture
 from ensemble.reduction import Job, Stores
@@ -29,11 +28,14 @@ from model import runs
 from pipeline import dataset, storage, tables
 from pipeline.beam_job import Engine
 from pipeline.errors import InputError
+from tools.reports import calibration
+from tools.reports.calibration import Calibration
 
 REFERENCE = 'mean'  # what the other rules are held against
 BEST = 'product'  # with power the paper's best
 SIGNIFICANT = 0.05
 PICTURES = tuple(range(1, dataset.PICTURES + 1))
+VIEWS = 5  # the paper's
 # Table I, accuracy on Cdiscount's validation set, by configuration and views of each picture.
 PAPER: dict[tuple[str, int], dict[str, float]] = {
     ('noaug', 1): {
@@ -81,11 +83,12 @@ class Row:
         over_mean: how much more accurate it is than the rule mean, with the same store and views.
         p_value: of McNemar's exact test of that difference.
         top5: share of products whose category is among the five likeliest.
-        levels: shares right as far as level 1, 2 and 3 of the categories' names.
+        levels: accuracy as far as level 1, 2 and 3 of the categories' names.
         by_pictures: accuracy over the products with 1, 2, 3 and 4 pictures.
         correct: bool [P], which products it has right, in the dataset's order.
         by_seen: accuracy over the products of whose pictures one or more are in the training set, byte for byte, and
             over the others; None if that isn't known.
+        calibration: of the predictions' probabilities.
     """
 
     store: Store
@@ -95,10 +98,11 @@ class Row:
     over_mean: Score
     p_value: float
     top5: float
-    levels: tuple[float, ...]
+    levels: tuple[Score, ...]
     by_pictures: tuple[Score, ...]
     correct: np.ndarray = field(repr=False)
     by_seen: tuple[Score, Score] | None
+    calibration: Calibration
 
     @property
     def paper(self) -> float:
@@ -117,11 +121,9 @@ def find_stores(folders: Sequence[str], split: str) -> list[Store]:
     if len(set(names)) < len(names):
         names = list(folders)
     return [
-        Store(
-            storage.join(folder, 'logits', split if tta == 1 else f'{split}-tta{tta}'), name, tta, _paper(folder, tta)
-        )
+        Store(logits_folder.folder(folder, split, tta=tta), name, tta, _paper(folder, tta))
         for folder, name in zip(folders, names, strict=True)
-        for tta in (1, *views_made(folder, split))
+        for tta in (1, *logits_folder.views_made(folder, split))
     ]
 
 
@@ -137,17 +139,29 @@ def check_same_weights(stores: Sequence[Store], opened: Stores) -> None:
         folder, expected = first.setdefault(os.path.dirname(store.folder), (store.folder, digest))
         if digest != expected:
             raise InputError(
-                f'{store.folder}: by other weights than {folder}; make both again: {logits.command(store.folder)} && '
-                f'{logits.command(folder)}'
+                f'{store.folder}: by other weights than {folder}; make both again: '
+                f'{logits_folder.command(store.folder)} && {logits_folder.command(folder)}'
             )
 
 
-def views_made(folder: str, split: str) -> list[int]:
-    """The numbers of views above 1 of which a run has logits, ascending."""
-    logits = storage.join(folder, 'logits')
-    names = storage.list_names(logits) if storage.exists(logits) else []
-    found = [re.fullmatch(rf'{split}-tta(\d+)', name) for name in names]
-    return sorted(int(name[1]) for name in found if name and name[1] != '1')
+def tell_missing(folders: Sequence[str], split: str) -> None:
+    """Says which logits with several views some runs have and others lack, and how to make them."""
+    made = {folder: logits_folder.views_made(folder, split) for folder in folders}
+    for tta in sorted({VIEWS}.union(*made.values())):
+        for folder in folders:
+            if tta not in made[folder]:
+                command = logits_folder.command(logits_folder.folder(folder, split, tta=tta))
+                print(f'{folder}: has no logits of {tta} views; to have them in the table: {command}')
+
+
+def find_known(engine: Engine, opened: Stores, *, shards_dir: str, output_dir: str) -> Known | None:
+    """Which pictures of the products are in the training set, too; None if it can't be known, which is told."""
+    try:
+        known_images.check(shards_dir, digest=opened.dataset_digest)
+    except InputError as error:
+        print(f'left out, which pictures the training set has too: {error}')
+        return None
+    return known_images.find(engine, shards_dir, opened.split, output_dir=output_dir)
 
 
 def measure(
@@ -171,16 +185,18 @@ def measure(
         for views in (rules.VIEWS if store.tta > 1 else rules.VIEWS[:1])
         for rule in rules.names()
     ]
-    outputs = {way: storage.join(scratch, way.views, way.rule) for way in ways}
+    outputs = {way: predictions_folder(scratch, views=way.views, rule=way.rule) for way in ways}
     reduction.run(engine, opened.parts(), Job(opened, ways, list(outputs.values())))
+    means = {
+        way.views: predictions.read(outputs[way], ['category_id']).category_id for way in ways if way.rule == REFERENCE
+    }
     for way, folder in outputs.items():  # one at a time: a table of Kaggle's size has 70 MB of predictions a row
         found = predictions.read(folder)
         if known and not np.array_equal(found.product_id, known.product_id):
             raise InputError(f'{store.folder}: holds other products than the shards; make the logits again')
         truth = solution.of(found.product_id) if solution else found.true_category_id
-        mean = predictions.read(outputs[replace(way, rule=REFERENCE)], ['category_id'])
         correct = found.category_id == truth
-        over = mean.category_id == truth
+        over = means[way.views] == truth
         yield Row(
             store=store,
             views=way.views,
@@ -189,13 +205,19 @@ def measure(
             over_mean=scores.gain(correct, over),
             p_value=scores.p_value(correct, over),
             top5=float(scores.among_likeliest(found.likeliest, truth).mean()),
-            levels=tuple(scores.right_by_level(found.category_id, truth, opened.label_map).mean(axis=1).tolist()),
+            levels=tuple(map(scores.accuracy, scores.right_by_level(found.category_id, truth, opened.label_map))),
             by_pictures=tuple(scores.accuracy(correct[found.pictures == count]) for count in PICTURES),
             correct=correct,
             by_seen=None
             if known is None
             else (scores.accuracy(correct[known.seen > 0]), scores.accuracy(correct[known.seen == 0])),
+            calibration=calibration.measure(found.probability, correct),
         )
+
+
+def predictions_folder(scratch: str, *, views: str, rule: str) -> str:
+    """Where measure() leaves what a rule predicts."""
+    return storage.join(scratch, views, rule)
 
 
 def markdown(rows: Sequence[Row], split: str) -> str:
@@ -208,7 +230,8 @@ def markdown(rows: Sequence[Row], split: str) -> str:
     by_store: dict[Store, list[Row]] = {}
     for row in rows:
         by_store.setdefault(row.store, []).append(row)
-    parts = [_overview(by_store, split), _findings(rows)]
+    head = [BEST, 'over first', 'p', 'over one view', 'p']
+    parts = [_overview(by_store, split), _table(head, findings(rows))]
     for store, its in by_store.items():
         parts += [f'### {store.title}', _comparison(its), _parts(its)]
     return '\n\n'.join(parts) + '\n'
@@ -241,8 +264,12 @@ def _overview(by_store: Mapping[Store, Sequence[Row]], split: str) -> str:
     )
 
 
-def _findings(rows: Sequence[Row]) -> str:
-    """What several pictures, and several views of each, bring by the rule product: paired, on the same products."""
+def findings(rows: Sequence[Row]) -> list[list[str]]:
+    """What several pictures, and several views of each, bring by the rule product: paired, on the same products.
+
+    Returns:
+        for each store its title, the difference to the rule first and its p value, and those to the logits of one view.
+    """
     correct = {(row.store, row.rule): row.correct for row in rows if row.views == rules.VIEWS[0]}
     plain = {store.configuration: store for store, _ in correct if store.tta == 1}
     lines = []
@@ -250,19 +277,26 @@ def _findings(rows: Sequence[Row]) -> str:
         ours, one_view = correct[store, BEST], correct[plain[store.configuration], BEST]
         views = _gain(ours, one_view) if store.tta > 1 else ['', '']
         lines.append([store.title, *_gain(ours, correct[store, 'first']), *views])
-    return _table([BEST, 'over first', 'p', 'over one view', 'p'], lines)
+    return lines
 
 
 def _gain(correct: np.ndarray, over: np.ndarray) -> list[str]:
     """Cells of a difference and its p value."""
-    return [_signed(scores.gain(correct, over)), _probability(scores.p_value(correct, over))]
+    return [signed(scores.gain(correct, over)), probability(scores.p_value(correct, over))]
 
 
-def _signed(score: Score) -> str:
+def with_interval(score: Score) -> str:
+    """A share with its interval."""
+    return f'{score.value:.3f} ({score.low:.3f} to {score.high:.3f})'
+
+
+def signed(score: Score) -> str:
+    """A difference with its interval."""
     return f'{score.value:+.3f} ({score.low:+.3f} to {score.high:+.3f})'
 
 
-def _probability(value: float) -> str:
+def probability(value: float) -> str:
+    """A p value."""
     return f'{value:.3f}' if value >= 0.001 else '< 0.001'
 
 
@@ -272,11 +306,11 @@ def _comparison(rows: Sequence[Row]) -> str:
         head,
         [
             [
-                _name(row),
-                f'{row.accuracy.value:.3f} ({row.accuracy.low:.3f} to {row.accuracy.high:.3f})',
-                _signed(row.over_mean),
-                _probability(row.p_value),
-                *map(_number, (row.top5, *row.levels)),
+                name_of(row),
+                with_interval(row.accuracy),
+                signed(row.over_mean),
+                probability(row.p_value),
+                *map(_number, (row.top5, *(level.value for level in row.levels))),
             ]
             for row in rows
         ],
@@ -284,15 +318,17 @@ def _comparison(rows: Sequence[Row]) -> str:
 
 
 def _parts(rows: Sequence[Row]) -> str:
-    """Accuracy over parts of the products; in the head how many there are."""
+    lines = [[name_of(row), *(_number(part.value) for part in parts_of(row).values())] for row in rows]
+    return _table(['rule', *parts_of(rows[0])], lines)
+
+
+def parts_of(row: Row) -> dict[str, Score]:
+    """Accuracy over parts of the products, by what they are and how many there are."""
     names = ['1 picture', *(f'{count} pictures' for count in PICTURES[1:])]
-    parts = rows[0].by_pictures
-    if rows[0].by_seen:
+    if row.by_seen:
         names += ['a picture seen', 'none seen']
-        parts += rows[0].by_seen
-    head = [f'{name} ({part.count:,})' for name, part in zip(names, parts, strict=True)]
-    lines = [[_name(row), *(_number(part.value) for part in (*row.by_pictures, *(row.by_seen or ())))] for row in rows]
-    return _table(['rule', *head], lines)
+    parts = zip(names, (*row.by_pictures, *(row.by_seen or ())), strict=True)
+    return {f'{name} ({part.count:,})': part for name, part in parts}
 
 
 def _cells(row: Row) -> dict[str, object]:
@@ -307,7 +343,7 @@ def _cells(row: Row) -> dict[str, object]:
     for name, score in (('accuracy', row.accuracy), (f'over_{REFERENCE}', row.over_mean)):
         cells |= {name: score.value, f'{name}_low': score.low, f'{name}_high': score.high}
     cells |= {'p_value': row.p_value, 'top5': row.top5}
-    cells |= {f'level{level}': share for level, share in enumerate(row.levels, start=1)}
+    cells |= {f'level{level}': share.value for level, share in enumerate(row.levels, start=1)}
     parts = dict(zip((f'{count}_pictures' for count in PICTURES), row.by_pictures, strict=True))
     if row.by_seen:
         parts |= dict(zip(('seen', 'unseen'), row.by_seen, strict=True))
@@ -327,7 +363,8 @@ def _number(value: float) -> str:
     return '' if math.isnan(value) else f'{value:.3f}'
 
 
-def _name(row: Row) -> str:
+def name_of(row: Row) -> str:
+    """What a line of the table is called: its rule, and its way to take views where that isn't the paper's."""
     return row.rule if row.views == rules.VIEWS[0] else f'{row.rule}, {row.views}'
 
 

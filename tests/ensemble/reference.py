@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -103,3 +104,44 @@ def check_ties(labels: np.ndarray, logits: np.ndarray) -> None:
         for place, label in enumerate(row):
             alike = np.flatnonzero(group[:label] == group[label])
             assert set(alike) <= set(row[:place]), (row, label, alike)
+
+
+def tolerance(rows: Rows, name: str, power: float) -> float:
+    """How far float32 may be off in the log of a score."""
+    finite = np.where(np.isfinite(rows.logits), rows.logits, 0).astype(float)
+    size = np.abs(finite).max()
+    if name == 'product':  # a sum as large as its terms together
+        size *= np.bincount(np.unique(rows.product_id, return_inverse=True)[1]).max()
+    # A sum of k powers is rounded to 6e-8 of itself, which its root magnifies by 1 / power.
+    return 1e-5 + 1e-7 * size + (1e-6 / power if name == 'power' else 0)
+
+
+def spikes(*labels: int, height: float, classes: int = 6) -> np.ndarray:
+    """One picture for each label, sure of it by `height`."""
+    return np.where(np.arange(classes) == np.array(labels)[:, np.newaxis], 0.0, -height)
+
+
+OUT = -math.inf
+ADVERSARIAL = {
+    'one sure picture': spikes(3, height=1000),
+    'sure and agreed': spikes(3, 3, 3, height=1000),
+    'sure and opposed': spikes(4, 2, height=1000),
+    'two against one': spikes(4, 2, 4, height=1000),
+    'all differ': spikes(5, 4, 3, 2, height=1000),
+    'as far apart as float16 allows': spikes(5, 1, 1, height=2 * 65504) + 65504,
+    'the same, and all differ': spikes(3, 2, 1, height=2 * 65504) + 65504,
+    'all equal': np.full((3, 6), 17.0),
+    'all zero': np.zeros((4, 6)),
+    'all as high as float16 allows': np.full((80, 6), 65504.0),
+    'a class almost ruled out once': np.array([[0.0, 1, 2, 3, 4, -1000], [0, 1, 2, 3, -1000, 5]]),
+    'a class ruled out once': np.array([[0.0, 1, 2, 3, 4, OUT], [0, 1, 2, 3, OUT, 5]]),
+    'one class left': np.array([[OUT, OUT, OUT, 0, OUT, OUT]] * 3),
+    'two pictures rule out all classes': spikes(4, 2, height=math.inf),
+    'three pictures rule out all classes twice': spikes(4, 2, 3, height=math.inf),
+    'two views rule out all classes, a picture does not': np.array([[OUT, 0, OUT], [1, OUT, OUT], [0, 1, 3.0]]),
+    'four pictures of twenty views, all sure': spikes(*[2, 3, 2, 4] * 20, height=1000),
+    'eighty views that know next to nothing': np.tile(np.array([[0.0, 0.01, 0, 0, 0, 0]]), (80, 1)),
+    # q of the order of 1e-38, and q^2: label 2 is above label 1 by terms that are 0 in float32.
+    'seventy-nine views below float32': np.array([[0, -82.6875, -82.875]] + [[0, -100, -87.375]] * 79),
+    'seventy-nine squares below float32': np.array([[0, -41.34375, -41.4375]] + [[0, -50, -43.6875]] * 79),
+}

@@ -16,7 +16,7 @@ from absl import flags
 
 from ensemble import combine, logits, predictions
 from ensemble.logits import Rows
-from pipeline import dataset
+from pipeline import dataset, worklog
 from pipeline.categories import Categories
 from pipeline.categories import write as write_categories
 from pipeline.errors import InputError
@@ -74,7 +74,7 @@ def submission_of(folder: Path) -> str:
 def test_test_logits_become_a_submission_in_the_runs_folder(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(run_dir)
     assert submission_of(run_dir) == '_id,category_id\n3,1000\n5,1020\n7,1010\n'
-    assert made_in(run_dir) == [*predictions_of('test'), 'submission.csv.gz']
+    assert made_in(run_dir) == [*predictions_of('test'), 'submission.csv.gz', worklog.NAME]
     first, made, last = capsys.readouterr().out.splitlines()
     assert first == f'combining 5 rows of 3 products in {run_dir}/logits/test (2 files) by product'
     assert made == f'wrote {run_dir}/predictions/test: the predictions for 3 products'
@@ -98,7 +98,7 @@ def test_the_rule_decides(run_dir: Path, words: list[str], category: int) -> Non
 
 def test_output_dir_says_where(run_dir: Path, tmp_path: Path) -> None:
     run(run_dir, f'--output_dir={tmp_path}/new/folder')
-    assert made_in(tmp_path / 'new' / 'folder') == [*predictions_of('test'), 'submission.csv.gz']
+    assert made_in(tmp_path / 'new' / 'folder') == [*predictions_of('test'), 'submission.csv.gz', worklog.NAME]
     assert made_in(run_dir) == []
 
 
@@ -106,7 +106,7 @@ def test_with_a_solution_the_submission_is_scored_too(run_dir: Path, capsys: pyt
     run(run_dir, f'--solution={run_dir.parents[1]}/solution.csv')
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == 'product: accuracy 0.6667 (95 % interval 0.0000 to 1.0000, 3 products)'
-    assert made_in(run_dir) == [*predictions_of('test'), 'submission.csv.gz']
+    assert made_in(run_dir) == [*predictions_of('test'), 'submission.csv.gz', worklog.NAME]
 
 
 def test_val_logits_are_scored_and_their_predictions_written(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,7 +115,7 @@ def test_val_logits_are_scored_and_their_predictions_written(run_dir: Path, caps
     assert lines[1] == 'first: accuracy 0.3333 (95 % interval 0.0000 to 1.0000, 3 products)'
     command = f'python -m ensemble.combine --rule first --logits={run_dir}/logits/test'
     assert lines[2] == f'wrote {run_dir}/predictions/val: the predictions for 3 products; next: {command}'
-    assert made_in(run_dir) == predictions_of('val')
+    assert made_in(run_dir) == [*predictions_of('val'), worklog.NAME]
 
 
 @pytest.mark.parametrize('split', ['val', 'test'])
@@ -140,7 +140,7 @@ def test_all_rules_are_compared_in_one_reading(run_dir: Path, capsys: pytest.Cap
         f'wrote {run_dir}/rules-{split}.csv: all rules; '
         f'next: python -m ensemble.combine --rule product --logits={run_dir}/logits/test'
     )
-    assert made_in(run_dir) == [f'rules-{split}.csv']
+    assert made_in(run_dir) == [f'rules-{split}.csv', worklog.NAME]
     table = (run_dir / f'rules-{split}.csv').read_text().splitlines()
     assert table[0] == 'rule,accuracy,low,high,products,accuracy_2_pictures,products_2_pictures'
     assert table[2] == 'product,0.666667,0.000000,1.000000,3,1.000000,1'
@@ -166,7 +166,9 @@ def test_several_processes_give_the_same_submission(run_dir: Path) -> None:
     assert (done.returncode, notes) == (0, [])
     assert done.stdout.splitlines()[-1].startswith('wrote runs/latest/submission.csv.gz: 3 products; next: ')
     assert (run_dir / 'submission.csv.gz').read_bytes() == expected
-    assert made_in(run_dir) == [*predictions_of('test'), 'submission.csv.gz']
+    command = 'python -m ensemble.combine --rule product --direct_num_workers=2'
+    assert worklog.read(str(run_dir))[-1].command == command
+    assert made_in(run_dir) == [*predictions_of('test'), 'submission.csv.gz', worklog.NAME]
 
 
 @pytest.mark.parametrize(
@@ -191,6 +193,17 @@ def test_what_the_user_can_mend_is_one_line(run_dir: Path, words: list[str], spl
         run(run_dir, *words, split=split)
     assert '\n' not in str(caught.value)
     assert made_in(run_dir) == ['submission.csv.gz'], 'only what may be interrupted removes the one there is'
+
+
+def test_the_worklog_has_a_line_for_each_combination(run_dir: Path) -> None:
+    run(run_dir)
+    run(run_dir, '--rule=all', split='val')
+    run(run_dir, '--rule=mean', split='val')
+    entries = worklog.read(str(run_dir))
+    assert [entry.name for entry in entries] == ['combine product on test', 'combine all on val', 'combine mean on val']
+    size = sum(file.stat().st_size for file in (run_dir / 'logits' / 'test').glob('*.tfrecord'))
+    assert entries[0].counts == {'products': 3, 'rows': 5, 'bytes': size}
+    assert all(entry.seconds > 0 for entry in entries)
 
 
 def test_a_flag_that_nobody_knows_is_refused(run_dir: Path) -> None:
@@ -266,7 +279,7 @@ def test_a_product_in_two_shards_is_refused(
 def test_help_shows_the_rules(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         combine.main(['combine', '--help'])
-    shown = capsys.readouterr().out
+    shown = ' '.join(capsys.readouterr().out.split())
     assert 'mean, product, rms, median, power, max, first, or all to compare them' in shown
 
 

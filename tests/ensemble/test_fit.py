@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ensemble import combine, fit, likelihood, logits, mixture_file, predictions, reduction
+from ensemble import combine, fit, likelihood, logits, predictions, reduction
 from ensemble.logits import Rows
 from ensemble.mixture import Mixture
 from ensemble.reduction import Stores
-from pipeline import beam_job
+from pipeline import beam_job, worklog
 from pipeline.categories import Categories
 from pipeline.errors import InputError
 
@@ -313,8 +313,9 @@ def test_what_is_fitted_on_val_combines_test_at_once_and_from_its_file(
     assert shown[8].startswith(
         f'wrote {runs}/ensemble/mixture.json: what was fitted; next: python -m ensemble.combine '
     )
-    names = ['mixture.json', 'predictions', 'submission.csv.gz']
+    names = ['mixture.json', 'predictions', 'submission.csv.gz', worklog.NAME]
     assert sorted(path.name for path in (runs / 'ensemble').iterdir()) == names
+    assert [entry.name for entry in worklog.read(f'{runs}/ensemble')] == ['fit mean on val', 'combine mean on test']
     at_once = (runs / 'ensemble' / 'submission.csv.gz').read_bytes()
     (runs / 'ensemble' / 'submission.csv.gz').unlink()
     run(runs, f'--weights={runs}/ensemble/mixture.json')
@@ -334,23 +335,10 @@ def test_one_store_has_its_exponent_fitted(runs: Path, capsys: pytest.CaptureFix
 
 def test_val_logits_themselves_are_only_fitted_on(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(runs, '--fit=val', stores='a/logits/val,b/logits/val')
-    assert [path.name for path in (runs / 'ensemble').iterdir()] == ['mixture.json']
+    assert sorted(path.name for path in (runs / 'ensemble').iterdir()) == ['mixture.json', worklog.NAME]
     assert capsys.readouterr().out.endswith(f'--logits={runs}/a/logits/test,{runs}/b/logits/test\n')
     run(runs, f'--weights={runs}/ensemble/mixture.json', stores='a/logits/val,b/logits/val')
     assert 'may have been fitted on these products, which flatters it' in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ('folder', 'expected'),
-    [
-        ('runs/a/logits/test', 'runs/a/logits/val'),
-        ('runs/a/logits/test-tta5-best', 'runs/a/logits/val-tta5-best'),
-        ('s3://bucket/a/test-best', 's3://bucket/a/val-best'),
-        ('/x/val', '/x/val'),
-    ],
-)
-def test_the_val_logits_are_beside_the_test_logits(folder: str, expected: str) -> None:
-    assert mixture_file.of_split(folder, 'val') == expected
 
 
 @pytest.mark.parametrize(

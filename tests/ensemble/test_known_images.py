@@ -147,7 +147,7 @@ def test_random_products_are_answered_as_by_a_dict(tmp_path, monkeypatch, seed):
 
 @pytest.mark.parametrize('count', [127, 128, 129, 256, 257, 600])
 def test_shards_of_any_number_of_chunks_are_read_in_any_groups(tmp_path, monkeypatch, count):
-    monkeypatch.setattr(known_images, 'READ_CHUNKS', 2)
+    monkeypatch.setattr(shard_chunks, 'READ_CHUNKS', 2)
     train = [source(number % 5, b'%d' % number, b'%d' % -number, number=number) for number in range(count)]
     test = [asking(number, (b'%d' % (number - 50),)) for number in range(count)]
     shards.write_products(tmp_path, {'train': [train], 'test': [test]})

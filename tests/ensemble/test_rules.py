@@ -76,22 +76,12 @@ def confident_rows(counts: Sequence[int], classes: int, *, seed: int, views: int
     return rows
 
 
-def tolerance(rows: Rows, name: str, power: float) -> float:
-    """How far float32 may be off in the log of a score."""
-    finite = np.where(np.isfinite(rows.logits), rows.logits, 0).astype(float)
-    size = np.abs(finite).max()
-    if name == 'product':  # a sum as large as its terms together
-        size *= np.bincount(np.unique(rows.product_id, return_inverse=True)[1]).max()
-    # A sum of k powers is rounded to 6e-8 of itself, which its root magnifies by 1 / power.
-    return 1e-5 + 1e-7 * size + (1e-6 / power if name == 'power' else 0)
-
-
 def check_against_reference(rows: Rows, views: str) -> None:
     products = Products(rows)
     for name, power in reference.EVERY:
         found = rules.likeliest(rules.combine(products, rules.find(name, power=power), views=views))
         expected = reference.log_probabilities(rows, name, power=power, views=views)
-        reference.check(*found, expected, tolerance(rows, name, power))
+        reference.check(*found, expected, reference.tolerance(rows, name, power))
         reference.check_ties(found[0], rows.logits)
 
 
@@ -167,41 +157,12 @@ def test_few_classes_agree_with_float64(classes: int, views: str) -> None:
     check_against_reference(reference.random_rows([1, 2, 3, 4, 7], classes, seed=classes, views=2), views)
 
 
-def spikes(*labels: int, height: float, classes: int = 6) -> np.ndarray:
-    """One picture for each label, sure of it by `height`."""
-    return np.where(np.arange(classes) == np.array(labels)[:, np.newaxis], 0.0, -height)
-
-
-OUT = -math.inf
-ADVERSARIAL = {
-    'one sure picture': spikes(3, height=1000),
-    'sure and agreed': spikes(3, 3, 3, height=1000),
-    'sure and opposed': spikes(4, 2, height=1000),
-    'two against one': spikes(4, 2, 4, height=1000),
-    'all differ': spikes(5, 4, 3, 2, height=1000),
-    'as far apart as float16 allows': spikes(5, 1, 1, height=2 * 65504) + 65504,
-    'the same, and all differ': spikes(3, 2, 1, height=2 * 65504) + 65504,
-    'all equal': np.full((3, 6), 17.0),
-    'all zero': np.zeros((4, 6)),
-    'all as high as float16 allows': np.full((80, 6), 65504.0),
-    'a class almost ruled out once': np.array([[0.0, 1, 2, 3, 4, -1000], [0, 1, 2, 3, -1000, 5]]),
-    'a class ruled out once': np.array([[0.0, 1, 2, 3, 4, OUT], [0, 1, 2, 3, OUT, 5]]),
-    'one class left': np.array([[OUT, OUT, OUT, 0, OUT, OUT]] * 3),
-    'two pictures rule out all classes': spikes(4, 2, height=math.inf),
-    'three pictures rule out all classes twice': spikes(4, 2, 3, height=math.inf),
-    'two views rule out all classes, a picture does not': np.array([[OUT, 0, OUT], [1, OUT, OUT], [0, 1, 3.0]]),
-    'four pictures of twenty views, all sure': spikes(*[2, 3, 2, 4] * 20, height=1000),
-    'eighty views that know next to nothing': np.tile(np.array([[0.0, 0.01, 0, 0, 0, 0]]), (80, 1)),
-    # q of the order of 1e-38, and q^2: label 2 is above label 1 by terms that are 0 in float32.
-    'seventy-nine views below float32': np.array([[0, -82.6875, -82.875]] + [[0, -100, -87.375]] * 79),
-    'seventy-nine squares below float32': np.array([[0, -41.34375, -41.4375]] + [[0, -50, -43.6875]] * 79),
-}
-
-
 @each_way
-@pytest.mark.parametrize('case', ADVERSARIAL)
+@pytest.mark.parametrize('case', reference.ADVERSARIAL)
 def test_adversarial_logits_agree_with_float64(case: str, views: str) -> None:
-    rows = reference.rows_of(ADVERSARIAL[case], views=20 if len(ADVERSARIAL[case]) == 80 else 1 + ('views' in case))
+    rows = reference.rows_of(
+        reference.ADVERSARIAL[case], views=20 if len(reference.ADVERSARIAL[case]) == 80 else 1 + ('views' in case)
+    )
     check_against_reference(rows, views)
     # Beside a product of two views a picture, so that the views of all are reduced first.
     other = reference.random_rows([4], rows.logits.shape[1], seed=1, views=2)
@@ -230,7 +191,7 @@ def test_adversarial_logits_agree_with_float64(case: str, views: str) -> None:
 def test_nothing_underflows_and_the_lowest_label_wins_a_tie(
     case: str, rule: str, winner: int, probability: float
 ) -> None:
-    scores = rules.combine(Products(reference.rows_of(ADVERSARIAL[case])), rules.find(rule))
+    scores = rules.combine(Products(reference.rows_of(reference.ADVERSARIAL[case])), rules.find(rule))
     labels, probabilities = rules.likeliest(scores)
     assert (labels[0, 0], probabilities[0, 0]) == (winner, pytest.approx(probability, rel=1e-3))
 
@@ -238,7 +199,7 @@ def test_nothing_underflows_and_the_lowest_label_wins_a_tie(
 @each_way
 @pytest.mark.parametrize('rule', rules.names())
 def test_a_picture_that_rules_out_all_classes_has_no_say(rule: str, views: str) -> None:
-    rows = reference.rows_of(np.array([[0, 1, 2], [OUT, OUT, OUT], [0, 1, 2], [4, 1, 1]]), views=2)
+    rows = reference.rows_of(np.array([[0, 1, 2], [reference.OUT] * 3, [0, 1, 2], [4, 1, 1]]), views=2)
     labels, probabilities = rules.likeliest(rules.combine(Products(rows), rules.find(rule), views=views))
     assert sorted(labels[0].tolist()) == [A, B, C]
     assert probabilities.sum() == pytest.approx(1, rel=1e-6)
@@ -247,7 +208,7 @@ def test_a_picture_that_rules_out_all_classes_has_no_say(rule: str, views: str) 
 
 
 def test_the_likeliest_are_all_there_when_fewer_are_possible() -> None:
-    rows = reference.rows_of(ADVERSARIAL['one class left'])
+    rows = reference.rows_of(reference.ADVERSARIAL['one class left'])
     for name in rules.names():
         assert rules.likeliest(rules.combine(Products(rows), rules.find(name)))[0].tolist() == [[3, 0, 1, 2, 4]]
 

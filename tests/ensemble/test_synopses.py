@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from ensemble import known_images, likelihood, logits, predictions, reduction, rules, scores, submission
+from ensemble import fit, known_images, likelihood, logits, predictions, reduction, rules, scores, submission
 from ensemble.logits import Rows
 from ensemble.mixture import Mixture, Models
 from ensemble.rules import Products
@@ -33,6 +33,7 @@ def make_runs(rows: Rows, label_map: Categories) -> None:
     [
         # 0.8 w + 0.2 (1 - w) is 2/3, the share of the products that the first model knows
         (likelihood, '[0.78 0.22]\n'),
+        (fit, 'fitted on 2 products: log-likelihood '),
         (logits, '[5 5 8] (3, 2)\n'),
         # of product 5, log odds 4 + 2 for label 1; of product 8, 3 for label 0: 1 / (1 + exp(-6)), 1 / (1 + exp(-3))
         (rules, '[[1, 0], [0, 1]] [[0.9975'),

@@ -14,32 +14,12 @@ from ensemble.logits import Rows
 from model import backbone, classifier, inference
 from model.accumulate import AccumulatingModel
 from tests import catalogue
+from tests.ensemble import reference
 from tests.model import tiny
 
 CLASSES = 5270  # Kaggle's
 PRODUCTS = 1000
-PIECE = 50  # products at a time in float64: 8 MB a picture and view
-
-
-def log_scores(values: np.ndarray, rule: str) -> np.ndarray:
-    """Scores [P, C] in log space, float64, of P products with k rows each, float32 [P, k, C]."""
-    log_q = values.astype(np.float64)
-    log_q -= log_sum(log_q, axis=2)[..., np.newaxis]
-    middle = np.sort(log_q, axis=1)[:, [(values.shape[1] - 1) // 2, values.shape[1] // 2]]
-    return {
-        'mean': lambda: log_sum(log_q, axis=1),
-        'product': lambda: log_q.sum(axis=1),
-        'rms': lambda: log_sum(2 * log_q, axis=1),
-        'median': lambda: log_sum(middle, axis=1),
-        'power': lambda: log_sum(rules.POWER * log_q, axis=1),
-        'max': lambda: log_q.max(axis=1),
-        'first': lambda: log_q[:, 0],
-    }[rule]()
-
-
-def log_sum(values: np.ndarray, *, axis: int) -> np.ndarray:
-    highest = values.max(axis=axis, keepdims=True)
-    return np.log(np.exp(values - highest).sum(axis=axis)) + highest.squeeze(axis)
+PIECE = 50  # products at a time
 
 
 def random_network(generator: np.random.Generator, rows: int, *, scale: float, offset: float) -> np.ndarray:
@@ -85,14 +65,12 @@ def test_every_rule_decides_as_from_single_precision_on_999_of_1000_products(net
     rows = Rows(product, picture, product * 0, product * 0, inference.halved(values).numpy())
     differ = dict.fromkeys(rules.names(), 0)
     for first in range(0, PRODUCTS, PIECE):
-        some = np.arange(first, first + PIECE)
         start, end = np.searchsorted(product, [first, first + PIECE])
         products = rules.Products(rows[start:end])
         found = {name: rules.likeliest(rules.combine(products, rules.find(name)), count=1)[0][:, 0] for name in differ}
-        for count in range(1, 5):
-            chosen = some[counts[some] == count]
-            of_chosen = values[np.searchsorted(product, chosen)[:, np.newaxis] + np.arange(count)]
+        for place in range(PIECE):
+            log_q = reference.log_softmax(values[product == first + place])
             for name, prediction in found.items():
-                expected = log_scores(of_chosen, name).argmax(axis=1)
-                differ[name] += int((prediction[chosen - first] != expected).sum())
+                expected = reference.log_scores(log_q, name, rules.POWER).argmax()
+                differ[name] += int(prediction[place] != expected)
     assert max(differ.values()) <= PRODUCTS / 1000, differ

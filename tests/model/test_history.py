@@ -1,9 +1,11 @@
 """history.csv: what a row is the mean of, and what a run that goes on keeps of the file."""
 
+import numpy as np
 import pytest
 
 from model import history
-from model.history import History, Window
+from model.history import COLUMNS, History, Window
+from pipeline.errors import InputError
 
 HEADER = (
     'step,images,passes,epoch,stage,learning_rate,loss,accuracy,images_per_second,'
@@ -60,3 +62,23 @@ def test_a_file_with_no_whole_row_begins_anew(tmp_path, text):
     path.write_text(text)
     History(str(tmp_path), step=4)
     assert path.read_text() == HEADER
+
+
+def test_a_history_is_read_back_by_column_while_it_is_written(tmp_path):
+    kept = History(str(tmp_path), step=0)
+    assert {name: len(values) for name, values in history.read(str(tmp_path)).items()} == dict.fromkeys(COLUMNS, 0)
+    kept.add({'step': 3, 'images': 96, 'passes': 0.5, 'loss': 1.25})
+    kept.add({'step': 6, 'images': 192, 'passes': 1.0, 'loss': 0.75, 'val_accuracy': 0.5})
+    with open(tmp_path / 'history.csv', 'a') as file:
+        file.write('9,28')
+    found = history.read(str(tmp_path))
+    assert found['step'].tolist() == [3, 6]
+    assert found['loss'].tolist() == [1.25, 0.75]
+    assert np.isnan(found['val_accuracy']).tolist() == [True, False]
+    assert history.read(str(tmp_path / 'none'))['step'].tolist() == []
+
+
+def test_a_history_with_a_cell_that_is_no_number_is_refused(tmp_path):
+    (tmp_path / 'history.csv').write_text(HEADER + ROWS[0].replace('0.25', 'much'))
+    with pytest.raises(InputError, match=r"history\.csv: every cell must be a number or empty .*'much'"):
+        history.read(str(tmp_path))

@@ -11,16 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 
 from ensemble import logits
-from model import backbone, classifier, inference, predict, runs
-from pipeline import categories, dataset, journal, manifest, program
+from model import predict
+from pipeline import categories, dataset, journal, manifest, program, worklog
 from pipeline.errors import InputError
 from tests import shards as small
-from tests.model import tiny
+from tests.model.finished_run import write_model
 
 SHARDS = 5
 NAMES = [f'val-{number:05}-of-{SHARDS:05}.tfrecord' for number in range(SHARDS)]
@@ -30,18 +29,6 @@ NAMES = [f'val-{number:05}-of-{SHARDS:05}.tfrecord' for number in range(SHARDS)]
 def shards(tmp_path_factory) -> dataset.Shards:
     """22 products of 43 pictures to predict, in five shards."""
     return small.write(tmp_path_factory.mktemp('shards'), train=0, val=22, shards=SHARDS)
-
-
-def write_model(run_dir: Path, *, seed: int, classes: int = small.CATEGORIES) -> None:
-    keras.utils.set_random_seed(seed)
-    with tiny.known():
-        network = backbone.build('tiny', image_size=16, width=1)
-    model = classifier.build(network, classes=classes, dropout=0)
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):  # else nothing gets far from its first logits
-            layer.moving_variance.assign(0.01 * layer.moving_variance)
-    runs.write_settings(str(run_dir), {})
-    runs.save_model(model, str(run_dir))
 
 
 @pytest.fixture(scope='module')
@@ -171,6 +158,23 @@ def test_the_progress_bar_counts_what_is_kept_but_not_for_the_rate(shards, stopp
     assert (bar.initial, bar.n, bar.total) == (kept, 86, 86)
 
 
+def test_the_worklog_counts_what_was_predicted_and_not_what_was_kept(shards, stopped_dir):
+    before = worklog.read(str(stopped_dir))
+    for _ in range(2):  # the second time there is nothing to do
+        predict.main(arguments(shards, stopped_dir))
+    made = logits.read_manifest(str(store(stopped_dir))).files[3:]
+    *earlier, entry = worklog.read(str(stopped_dir))
+    assert earlier == before
+    assert (entry.name, entry.replicas) == ('predict val-tta2', 1)
+    views = sum(file.images for file in made)
+    assert entry.counts == {
+        'products': sum(file.products for file in made),
+        'images': views // 2,
+        'views': views,
+        'bytes': sum(file.bytes for file in made),
+    }
+
+
 OTHERS: dict[str, tuple[list[str], int, str]] = {
     # flags, seed of the weights, folder
     'the same': ([], 1, 'val-tta2'),
@@ -282,24 +286,3 @@ def test_a_model_of_other_categories_is_refused(shards, run_dir):
     write_model(run_dir, seed=1, classes=8)
     with pytest.raises(InputError, match='its model has 8 categories, the shards in .* have 7'):
         predict.main(arguments(shards, run_dir))
-
-
-@pytest.mark.parametrize(
-    ('options', 'name'),
-    [
-        ({}, 'val'),
-        ({'tta': 5}, 'val-tta5'),
-        ({'top_k': 100}, 'val-top100'),
-        ({'tta': 5, 'best': True, 'top_k': 100}, 'val-tta5-best-top100'),
-    ],
-)
-def test_what_decides_the_logits_decides_the_folder(options, name):
-    found = inference.folder_of('runs/a', inference.Options('val', 1, **options))
-    assert found == f'runs/a/logits/{name}'
-
-
-def test_a_folder_without_a_finished_store_names_the_command_that_makes_it():
-    options = inference.Options('val', 1, tta=5, best=True, top_k=100)
-    remedy = '--run_dir=runs/a --split=val --tta=5 --top_k=100 --best$'
-    with pytest.raises(InputError, match=remedy):
-        logits.read_manifest(inference.folder_of('runs/a', options))

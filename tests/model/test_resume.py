@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from model import checkpoint, runs, train
-from pipeline import dataset
+from pipeline import dataset, worklog
 from pipeline.errors import InputError
 from tests import shards as small
 from tests.model import tiny
@@ -103,6 +103,8 @@ def test_a_run_that_was_killed_ends_as_if_nothing_had_been(shards, undisturbed, 
         assert not runs.is_finished(str(tmp_path / 'run'))
     train.main(args)
     assert_same_end(tmp_path / 'run', undisturbed / devices)
+    (entry,) = worklog.read(str(tmp_path / 'run'))
+    assert entry.counts['updates'] == state(tmp_path / 'run').step - kills[-1][1], 'what was killed left no line'
 
 
 @pytest.mark.slow
@@ -125,6 +127,9 @@ def test_sigterm_saves_within_an_update_and_exits_0(shards, undisturbed, tmp_pat
         assert not runs.is_finished(str(tmp_path / 'run'))
     train.main([*args, '--save_minutes=0', '--tensorboard_graph'])  # flags that change no result may change
     assert_same_end(tmp_path / 'run', undisturbed / devices)
+    steps = [0, *(step for _, step in moments), state(tmp_path / 'run').step]
+    updates = [entry.counts['updates'] for entry in worklog.read(str(tmp_path / 'run'))]
+    assert updates == np.diff(steps).tolist(), 'a line for each start, and every update once'
 
 
 @pytest.mark.slow

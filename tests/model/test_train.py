@@ -12,7 +12,7 @@ import pytest
 
 from ensemble import logits
 from model import inference, predict, runs, train
-from pipeline import augment, convert, dataset
+from pipeline import augment, convert, dataset, worklog
 from pipeline.errors import InputError
 from tests import catalogue
 from tests.model import tiny
@@ -62,6 +62,17 @@ def test_a_run_leaves_its_files(run, shards_dir):
     assert settings['dataset_digest'] == dataset.open_shards(shards_dir).manifest.digest()
 
 
+def test_the_worklog_has_a_line_for_training_and_for_each_prediction(run, shards_dir):
+    trained, *predicted = worklog.read(str(run))[:3]
+    made = dataset.open_shards(shards_dir).manifest
+    updates = round(made.images('train') / 8)
+    assert (trained.name, trained.replicas) == ('train', 1)
+    assert trained.counts == {'images': 16 * updates, 'updates': updates}
+    assert trained.seconds > 0
+    found = [(entry.name, entry.counts['products'], entry.counts['images']) for entry in predicted]
+    assert found == [(f'predict {name}', made.products(name), made.images(name)) for name in ('val', 'test')]
+
+
 def test_history_has_a_row_for_every_artificial_epoch(run, shards_dir):
     images = dataset.open_shards(shards_dir).manifest.images('train')
     steps = round(images / 16)
@@ -97,6 +108,16 @@ def test_a_finished_run_is_left_as_it_is(run, shards_dir, capsys):
     train.main(arguments(shards_dir, run, '--epochs=2', '--decay_at=0.7,1', '--unfreeze=head@0,all@1'))
     assert {path: path.stat().st_mtime_ns for path in run.rglob('*') if path.is_file()} == before
     assert 'training is finished already; give another --run_dir to train again' in capsys.readouterr().out
+
+
+def test_a_run_has_the_categories_of_its_shards_and_gets_them_again_when_it_lacks_them(run, shards_dir):
+    path = run / 'categories.csv'
+    expected = (Path(shards_dir) / 'categories.csv').read_bytes()
+    assert path.read_bytes() == expected
+    path.unlink()
+    flags = ('--epochs=2', '--decay_at=0.7,1', '--unfreeze=head@0,all@1')
+    train.main(arguments(shards_dir, run, *flags))
+    assert path.read_bytes() == expected
 
 
 def test_other_flags_for_the_same_folder_are_refused_by_name(run, shards_dir):
@@ -183,6 +204,9 @@ def test_two_replicas_train(shards_dir, tmp_path, backbone, width):
     assert [int(row['step']) for row in history(tmp_path / 'two')][-1] == round(
         dataset.open_shards(shards_dir).manifest.images('train') / 32
     )
+    trained, predicted = worklog.read(str(tmp_path / 'two'))
+    assert trained.replicas == predicted.replicas == 2
+    assert trained.counts['images'] == 32 * trained.counts['updates']
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline import bson_stream, categories, convert, journal, manifest, plan, shards, split
+from pipeline import bson_stream, categories, convert, journal, manifest, plan, shards, split, worklog
 from pipeline.errors import InputError
 from tests import catalogue, chunks
 
@@ -38,8 +38,9 @@ def run(source: Path, output: Path, *words: str) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The files of a folder by name; the journal of an unfinished conversion is not one of them."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} if folder.exists() else {}
+    """The files of a folder by name; the journal of an unfinished conversion and the worklog are none of them."""
+    paths = folder.iterdir() if folder.exists() else ()
+    return {path.name: path.read_bytes() for path in paths if path.is_file() and path.name != worklog.NAME}
 
 
 def products_by_shard(folder: Path, name: str) -> list[list[tf.train.Example]]:
@@ -181,8 +182,26 @@ def test_the_manifest_lists_the_files_as_they_are(source, converted):
 
 
 def test_the_manifest_is_written_last(converted):
-    times = {path.name: path.stat().st_mtime_ns for path in converted.iterdir()}
+    times = {path.name: path.stat().st_mtime_ns for path in converted.iterdir() if path.name != worklog.NAME}
     assert times['manifest.json'] == max(times.values())
+
+
+def test_the_worklog_has_a_line_for_each_conversion_that_wrote(source, tmp_path):
+    run(source, tmp_path, '--plan_only')
+    assert worklog.read(str(tmp_path)) == []
+    run(source, tmp_path)
+    run(source, tmp_path, '--seed=1')
+    first, second = worklog.read(str(tmp_path))
+    assert first.name == second.name == 'convert'
+    made = read_manifest(tmp_path)
+    assert first.counts == {
+        'products': 60,
+        'images': sum(file.images for file in made.files),
+        'source_bytes': sum((source / name).stat().st_size for name in plan.SOURCES),
+        'shards': 3,
+        'kept_shards': 0,
+    }
+    assert first.seconds > 0 and first.replicas is None
 
 
 def test_an_earlier_manifest_goes_before_its_shards_are_replaced(source, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import google_crc32c
 import pytest
 
-from pipeline import journal
+from pipeline import journal, worklog
 from pipeline.manifest import FileInfo, Manifest
 
 DATA = b'what the file holds'
@@ -66,7 +66,7 @@ def test_the_journal_goes_and_a_second_time_does_no_harm(folder):
 
 def test_only_what_earlier_runs_left_is_removed(folder):
     stale = ['.tmp-0123-val-00000-of-00002.tfrecord', 'val-00000-of-00003.tfrecord', 'train-00000-of-00001.tfrecord']
-    own = ['notes.txt', 'mine.tfrecord', 'mine-00000-of-00001.tfrecord']
+    own = [worklog.NAME, 'notes.txt', 'mine.tfrecord', 'mine-00000-of-00001.tfrecord']
     for name in stale + own:
         (folder / name).write_bytes(b'')
     journal.remove_stale(str(folder), Manifest('logits', {}, (FILE,)))

@@ -26,8 +26,8 @@ def values() -> flags.FlagValues:
     return made
 
 
-def parse(values: flags.FlagValues, *words: str, pass_through: bool = False) -> list[str]:
-    return program.parse(values, ['greet', *words], doc='Greets.', pass_through=pass_through)
+def parse(values: flags.FlagValues, *argv: str, pass_through: bool = False, words: str = '') -> list[str]:
+    return program.parse(values, ['greet', *argv], doc='Greets.', pass_through=pass_through, words=words)
 
 
 def test_the_synopsis_runs_as_it_stands(tmp_path):
@@ -80,6 +80,15 @@ def test_what_a_program_does_not_know_is_handed_back_in_order(values):
 def test_bad_usage_is_refused(values, words, error):
     with pytest.raises(flags.Error, match=f'^{re.escape(error)}$'):
         parse(values, *words)
+
+
+def test_words_are_handed_back_where_they_are_wanted_and_flags_may_stand_between(values):
+    assert parse(values, 'one', '--name=you', 'two', '--count', '3', words='WORD ...') == ['one', 'two']
+    assert (values['name'].value, values['count'].value) == ('you', 3)
+    assert parse(values, '--name=you', '--', '--two', words='WORD ...') == ['--two']
+    for argv in (['one', '--other'], ['--other', 'one']):
+        with pytest.raises(flags.Error, match='other'):
+            parse(values, *argv, words='WORD ...')
 
 
 def raise_(error: BaseException) -> NoReturn:

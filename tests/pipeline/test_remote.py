@@ -28,7 +28,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from pipeline import convert, dataset, manifest, remote, storage
+from pipeline import convert, dataset, manifest, remote, storage, worklog
 from pipeline.errors import InputError
 from tests import catalogue
 
@@ -41,7 +41,9 @@ TIME_LIMIT = 120  # seconds a program may take to say that there is no server
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
+    """The files of a folder without the worklog."""
+    paths = folder.iterdir() if folder.exists() else ()
+    return {path.name: path.read_bytes() for path in paths if path.name != worklog.NAME}
 
 
 def run(source: str | Path, output: str | Path, *words: str) -> None:
@@ -97,10 +99,11 @@ class Bucket:
             return answer.read()
 
     def contents(self, folder: str) -> dict[str, bytes]:
-        """The objects whose keys start with the folder's name."""
+        """The objects whose keys start with the folder's name, without the worklog."""
         listed = self.request('GET', f'?list-type=2&prefix={folder}/').decode()
         keys = re.findall('<Key>(.*?)</Key>', listed)
-        return {key.removeprefix(f'{folder}/'): self.request('GET', key) for key in keys}
+        names = (key.removeprefix(f'{folder}/') for key in keys)
+        return {name: self.request('GET', f'{folder}/{name}') for name in names if name != worklog.NAME}
 
     def uploads(self) -> int:
         """How many uploads in parts were begun and neither completed nor given up."""
@@ -186,6 +189,9 @@ def converted(bucket, uploaded) -> str:
 def test_the_objects_on_s3_are_the_files_of_a_local_conversion_and_nothing_else_is_left(bucket, converted, local):
     assert bucket.contents('shards') == contents(local)
     assert bucket.uploads() == 0
+    (entry,) = worklog.read(converted)
+    assert entry.name == 'convert'
+    assert entry.command.startswith('python -m pipeline.convert --input_dir=s3://catalogues/data ')
 
 
 @pytest.mark.slow
@@ -227,7 +233,7 @@ def test_another_size_of_shards_leaves_none_of_the_earlier_ones(bucket, uploaded
 def test_shards_can_lie_at_the_top_of_a_bucket(bucket, source, local):
     Bucket(bucket.url.replace('catalogues', 'shards'), 'shards').request('PUT')
     run(source, 's3://shards')
-    assert storage.list_names('s3://shards') == sorted(contents(local))
+    assert storage.list_names('s3://shards') == sorted([*contents(local), worklog.NAME])
 
 
 def test_a_large_object_goes_up_and_comes_down_in_parts(bucket):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import convert, journal, shards
+from pipeline import convert, journal, shards, worklog
 from pipeline.errors import InputError
 from tests import catalogue
 
@@ -74,8 +74,9 @@ def processes(session: int) -> list[int]:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """All files of a folder, with those of the journal."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+    """All files of a folder, with those of the journal, without the worklog."""
+    paths = (path for path in folder.rglob('*') if path.is_file() and path.name != worklog.NAME)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def notes(output: Path) -> list[Path]:
@@ -170,6 +171,7 @@ def test_a_conversion_killed_at_any_moment_goes_on(undisturbed, tmp_path, capsys
         said = capsys.readouterr().out
     assert tree(tmp_path) == undisturbed.files
     assert kept(said) == len(done)
+    assert worklog.read(str(tmp_path))[-1].counts['kept_shards'] == len(done)
     assert {name: one for name, one in files_now(tmp_path).items() if name in done} == done
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import bson
 import pytest
 
-from pipeline import convert, plan
+from pipeline import convert, plan, worklog
 from pipeline.errors import InputError
 from tests import catalogue
 
@@ -79,7 +79,9 @@ def run(source: Path, output: Path, *words: str) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
+    """The files of a folder without the worklog."""
+    paths = folder.iterdir() if folder.exists() else ()
+    return {path.name: path.read_bytes() for path in paths if path.name != worklog.NAME}
 
 
 def lines(folder: Path) -> list[dict]:

@@ -86,6 +86,19 @@ def test_a_temporary_path_ends_as_the_file_does(tmp_path):
     assert names(tmp_path) == ['model.weights.h5']
 
 
+def test_a_folder_gets_its_name_once_all_of_it_is_there(tmp_path):
+    with storage.atomic_path(str(tmp_path / '1')) as temporary:
+        (Path(temporary) / 'deep').mkdir(parents=True)
+        (Path(temporary) / 'deep' / 'data').write_bytes(b'text')
+        assert not (tmp_path / '1').exists()
+    assert names(tmp_path) == ['1']
+    assert (tmp_path / '1' / 'deep' / 'data').read_bytes() == b'text'
+    with pytest.raises(KeyboardInterrupt), storage.atomic_path(str(tmp_path / '2')) as temporary:
+        Path(temporary).mkdir()
+        raise KeyboardInterrupt
+    assert names(tmp_path) == ['1']
+
+
 def test_a_bare_name_is_in_the_working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with storage.atomic_writer('data') as file:

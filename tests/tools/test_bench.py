@@ -29,6 +29,8 @@ from tools.benchmarks import (
     logits_store,
     measure,
     plain_convert,
+    serve,
+    serve_contenders,
     train,
     train_contenders,
 )
@@ -310,3 +312,29 @@ def test_the_figures_of_combining_are_ratios_to_the_reference_of_the_same_rule()
         (7, 10, False), (0.8, 1, False), (2, None, True), (0.75, None, True),
         (4, None, True),
     ]  # fmt: skip
+
+
+def test_the_figures_of_serving_are_ratios_to_the_network_alone_and_to_the_large_batch():
+    def said(many: float, few: float, one: float, alone: float) -> Run:
+        names = ('32 at a time', '8 at a time', '1 at a time', 'network alone')
+        rates = zip(names, (many, few, one, alone), strict=True)
+        return Run(1, 0, 'a line\n' + json.dumps({f'products/s, {name}': rate for name, rate in rates}) + '\n')
+
+    measured = {'small': [said(300, 150, 60, 400), said(310, 150, 60, 400), said(100, 150, 60, 400)]}
+    measured |= {'xception': [said(9, 9, 4.5, 10)]}
+    assert [(row.ratio, row.met) for row in serve.rows(measured)] == [
+        (0.75, False), (0.5, True), (0.2, True),
+        (0.9, True), (1, True), (0.5, True),
+    ]  # fmt: skip
+
+
+def test_the_serve_part_measures_the_networks_that_there_are():
+    assert set(serve.NETWORKS) == set(serve_contenders.NETWORKS) == set(serve.LEAST)
+
+
+@pytest.mark.slow
+def test_the_served_model_and_its_network_are_timed_in_turn(folder):
+    done = serve.contender('small', folder=folder)
+    assert all(rate > 0 for rate in serve._rates(done).values())
+    assert len(serve.rows({'small': [done]})) == 3
+    assert done.figure.endswith(' products/s, 32 at a time')

@@ -27,7 +27,7 @@ from pipeline.errors import InputError
 from pipeline.manifest import Manifest
 from pipeline.records import Product
 from tests import catalogue, chunks
-from tools import inspect_shards, shard_checks, shard_grid
+from tools import inspect_shards, sample_products, shard_checks, shard_grid
 
 REPOSITORY = Path(inspect_shards.__file__).parents[1]
 FIRST = catalogue.FIRST_CATEGORY
@@ -530,9 +530,10 @@ def test_the_same_seed_gives_the_same_file_and_another_seed_others(sound, tmp_pa
 
 
 def test_the_products_chosen_are_those_drawn(sound, tmp_path):
-    places = shard_grid.choose(read_manifest(sound), splits=split.SPLITS, products=9, seed=0)
-    chosen = shard_grid.read(str(sound), places)
+    places = sample_products.choose(read_manifest(sound), splits=split.SPLITS, products=9, seed=0)
+    chosen = sample_products.read(str(sound), places)
     assert chosen == [products(sound, file.name)[record] for file, record in places]
+    assert sample_products.read(str(sound), places[::-1]) == chosen[::-1], 'in the order asked for'
     inspect(sound, f'--grid={tmp_path}/grid.png', '--grid_products=9')
     images = sorted({image for product in chosen for image in product.images} - {BLANK})
     assert len(boxes((tmp_path / 'grid.png').read_bytes(), images)) == len(images)
@@ -548,13 +549,13 @@ def test_the_products_chosen_are_those_drawn(sound, tmp_path):
     ],
 )
 def test_splits_are_shown_evenly_as_far_as_they_reach(sound, splits, wanted, shown):
-    places = shard_grid.choose(read_manifest(sound), splits=splits, products=wanted, seed=3)
+    places = sample_products.choose(read_manifest(sound), splits=splits, products=wanted, seed=3)
     assert Counter(file.split for file, _ in places) == shown
     assert len({(file.name, record) for file, record in places}) == len(places)
 
 
 def test_random_products_spread_over_shards(sound):
-    places = shard_grid.choose(read_manifest(sound), splits=['train'], products=24, seed=0)
+    places = sample_products.choose(read_manifest(sound), splits=['train'], products=24, seed=0)
     assert {file.name for file, _ in places} == {TRAIN0, TRAIN1, TRAIN2}
 
 
@@ -585,7 +586,9 @@ def test_names_stay_readable_in_a_font_without_accents(monkeypatch):
 
 def test_damage_where_the_grid_reads_is_one_line(shards, tmp_path):
     flip(12, '')(shards)
-    with pytest.raises(InputError, match=f"{TRAIN1}: record 2: its data don't fit their checksum; check the shards"):
+    with pytest.raises(
+        InputError, match=f"{TRAIN1}: record 2: its data don't fit their checksum; python -m tools.insp"
+    ):
         inspect(shards, '--noverify', '--split=train', '--grid_products=88', f'--grid={tmp_path}/grid.png')
     assert not (tmp_path / 'grid.png').exists()
 

@@ -15,12 +15,15 @@ from absl import flags
 from ensemble import logits, rules, scores
 from ensemble.known_images import Known
 from ensemble.logits import Rows
-from pipeline import beam_job, dataset
+from pipeline import beam_job, dataset, program
 from pipeline.categories import Categories
 from pipeline.errors import InputError
 from pipeline.records import Product
 from tests import shards
+from tests.tools import browser
+from tests.tools.reports.trained import write_run
 from tools import report, table
+from tools.reports import calibration
 
 # Levels 1: A, A, B; levels 2: (A, X), (A, Y), (B, X).
 LABEL_MAP = Categories(np.array([1000, 1010, 1020]), (('A', 'X', 'RUG'), ('A', 'Y', 'RUG'), ('B', 'X', 'RUG')))
@@ -196,10 +199,11 @@ def test_a_difference_beyond_chance_has_a_mark() -> None:
             over_mean=scores.gain(correct, over=none),
             p_value=scores.p_value(correct, none),
             top5=1.0,
-            levels=(1.0, 1.0, 1.0),
+            levels=(scores.accuracy(correct),) * 3,
             by_pictures=(scores.accuracy(correct),) * 4,
             correct=correct,
             by_seen=None,
+            calibration=calibration.measure(np.ones(10), correct),
         )
         for rule, correct in (('mean', none), ('product', every), ('first', none))
     ]
@@ -296,7 +300,7 @@ def test_the_test_set_is_scored_by_a_solution(folder: Path, capsys: pytest.Captu
     assert (lines['mean']['accuracy'], lines['first']['accuracy']) == ('0.75', '0.5')
     assert names_in(folder / 'new') == ['table-test.csv', 'table-test.md']
     assert capsys.readouterr().out.splitlines()[-1] == (
-        f'wrote {folder}/new/table-test.md and {folder}/new/table-test.csv; next, the submission of the best here: '
+        f'wrote {folder}/new/table-test.md and {folder}/new/table-test.csv; next: '
         f'python -m ensemble.combine --rule mean --logits={folder}/noaug/logits/test'
     )
 
@@ -342,12 +346,56 @@ def test_damaged_logits_leave_nothing_behind(folder: Path) -> None:
     assert names_in(folder / 'noaug') == ['logits']
 
 
-@pytest.mark.parametrize('words', [['report'], ['report', '--table'], ['report', 'runs/noaug']])
-def test_it_must_be_told_what_to_report_on(words: list[str]) -> None:
-    with pytest.raises(flags.Error, match='--table and the folders of one run or more'):
-        report.main(words)
+@pytest.mark.parametrize(
+    ('words', 'folders'),
+    [
+        ([], ['runs/latest']),
+        (['runs/a/', 'runs/b', 'runs/a'], ['runs/a', 'runs/b']),
+        (['--run_dir=runs/a', 'runs/b'], ['runs/a', 'runs/b']),
+        (['runs/b', '--run_dir=runs/a/'], ['runs/a', 'runs/b']),
+        (['--table', 'runs/b'], ['runs/b']),
+    ],
+)
+def test_the_runs_are_those_named_or_the_latest(
+    words: list[str], folders: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one is looked into first."""
+    monkeypatch.chdir(tmp_path)
+    assert report._folders(program.parse(report.FLAGS, ['report', *words], doc='', pass_through=True)) == folders
+    with pytest.raises(InputError, match=folders[0]):
+        report.main(['report', *words])
 
 
 def test_a_flag_that_nobody_knows_is_refused(folder: Path) -> None:
     with pytest.raises(flags.Error, match='unknown flag --splitt'):
         run(f'{folder}/noaug', '--splitt=val')
+
+
+@pytest.mark.parametrize('width', [browser.PHONE, browser.DESK])
+@browser.needed
+def test_the_page_of_a_run_is_one_whole_file(
+    folder: Path, width: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ('first', 'noaug'):
+        write_run(folder / name, crop_probability=0, flip_probability=0.5)
+    words = [f'--run_dir={folder}/first', f'{folder}/noaug', f'--shards_dir={tmp_path}/none', '--runner=FnApiRunner']
+    report.main(['report', *words])
+    path = folder / 'first' / 'report.html'
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f'wrote {path} (')
+    assert names_in(folder / 'noaug') == ['history.csv', 'logits', 'run.json']
+    with browser.started() as chromium:
+        seen = browser.look(chromium, path, width=width, dark=width == browser.PHONE, shot=tmp_path / 'shot.png')
+        assert seen.problems == []
+        assert seen.page.locator('h1').inner_text() == 'Run first'
+        headings = seen.page.locator('h2').all_inner_texts()
+    assert headings[:2] == ['Training', 'Rules (Table I)']
+    assert headings[-2:] == ['What it was trained on', 'Time and throughput']
+
+
+def test_the_page_of_the_test_set_without_its_truth_has_only_what_needs_none(folder: Path, tmp_path: Path) -> None:
+    write_store(folder / 'noaug', split='test')
+    write_run(folder / 'noaug')
+    report.main(['report', f'{folder}/noaug', '--split=test', f'--shards_dir={tmp_path}/none', '--runner=FnApiRunner'])
+    page = (folder / 'noaug' / 'report.html').read_text()
+    assert 'Least certain' in page
+    assert 'Most confident mistakes' not in page

@@ -1,0 +1,59 @@
+"""How the folder of a logits store is named, and what its name says.
+
+runs/NAME/logits/{train,val,test}[-tta5][-best][-top100]
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from pipeline import storage
+from pipeline.errors import InputError
+
+
+def folder(run_dir: str, split: str, *, tta: int = 1, best: bool = False, top_k: int = 0) -> str:
+    """Where a run's logits of a split lie.
+
+    Args:
+        run_dir: the run's folder.
+        split: train, val or test.
+        tta: views of each picture: 1 for the picture as it is.
+        best: whether they are by the run's best model, not its last.
+        top_k: how many of each row's logits are kept; 0: all.
+    """
+    name = split + (f'-tta{tta}' if tta > 1 else '') + ('-best' if best else '') + (f'-top{top_k}' if top_k else '')
+    return storage.join(run_dir, 'logits', name)
+
+
+def command(folder: str) -> str:
+    """The command that makes the store of this folder."""
+    pattern = r'(?P<run>.+)/logits/(?P<split>[^/]+?)(-tta(?P<tta>\d+))?(?P<best>-best)?(-top(?P<top_k>\d+))?/*'
+    found = re.fullmatch(pattern, folder)
+    named = found.groupdict() if found else {'run': 'runs/latest', 'split': 'test'}
+    words = [f'python -m model.predict --run_dir={named["run"]} --split={named["split"]}']
+    words += [f'--{flag}={named[flag]}' for flag in ('tta', 'top_k') if named.get(flag)]
+    return ' '.join([*words, '--best'] if named.get('best') else words)
+
+
+def of_split(folder: str, split: str) -> str:
+    """The store of another split beside a store: runs/a/logits/test-tta5 -> runs/a/logits/val-tta5.
+
+    Raises:
+        InputError: the folder isn't named by its split.
+    """
+    parent, name = os.path.split(folder)
+    found = re.fullmatch(r'(train|val|test)(-.+)?', name)
+    if not found:
+        raise InputError(
+            f'{folder}: its name must begin with its split, as test or test-tta5 does, so that the logits of {split} '
+            'are found beside it'
+        )
+    return storage.join(parent or '.', split + (found[2] or ''))
+
+
+def views_made(run_dir: str, split: str) -> list[int]:
+    """The numbers of views above 1 of which a run has logits, ascending: all of each row's, by its last model."""
+    names = storage.list_names(os.path.dirname(folder(run_dir, split)))
+    found = [re.fullmatch(rf'{split}-tta(\d+)', name) for name in names]
+    return sorted(int(name[1]) for name in found if name and name[1] != '1')

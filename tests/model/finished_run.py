@@ -1,0 +1,37 @@
+"""A finished run, without a training: the tiny backbone with random weights.
+
+Synopsis:
+
+    finished_run.write(folder, shards.label_map, seed=1)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import keras
+
+from model import backbone, classifier, runs
+from pipeline import categories
+from pipeline.categories import Categories
+from tests import shards as small
+from tests.model import tiny
+
+
+def write(run_dir: Path, label_map: Categories, *, seed: int) -> None:
+    """A run of this label map, as model.train leaves it."""
+    write_model(run_dir, seed=seed, classes=len(label_map))
+    categories.write(label_map, str(run_dir))
+
+
+def write_model(run_dir: Path, *, seed: int, classes: int = small.CATEGORIES, name: str = runs.MODEL_NAME) -> None:
+    """The settings and one model of a run."""
+    keras.utils.set_random_seed(seed)
+    with tiny.known():
+        network = backbone.build('tiny', image_size=16, width=1)
+    model = classifier.build(network, classes=classes, dropout=0)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):  # else nothing gets far from its first logits
+            layer.moving_variance.assign(0.01 * layer.moving_variance)
+    runs.write_settings(str(run_dir), {})
+    runs.save_model(model, str(run_dir), name=name)

@@ -1,0 +1,222 @@
+"""From runs with logits, and shards, to the sections of a page; and the page as its readers see it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ensemble.logits import Rows
+from pipeline import beam_job, dataset
+from pipeline.errors import InputError
+from pipeline.records import Product
+from tests import catalogue, shards
+from tests.ensemble import stores
+from tests.tools import browser
+from tests.tools.reports.outcomes import LABEL_MAP
+from tools import page
+from tools.page import Section
+from tools.reports import predicted
+
+SCRIPT, SHOE, RUG, OTHER = range(4)
+# Val products: id, label, and the probabilities of their pictures in sixteenths. Of product 7 the rule product says
+# SHOE, but first SCRIPT (see tests/tools/test_report.py); of the others all rules say the first picture's highest.
+# OTHER has no val product.
+SHARDS: Sequence[Sequence[tuple[int, int, Sequence[tuple[float, ...]]]]] = [
+    [(7, SHOE, [(12, 3, 1, 0.01), (4, 10, 2, 0.01), (1, 9, 6, 0.01)]), (3, SCRIPT, [(8, 4, 4, 0.01)])],
+    [],
+    [
+        (5, SCRIPT, [(4, 3, 9, 0.01)]),
+        (2, SCRIPT, [(2, 2, 12, 0.01), (2, 2, 12, 0.01)]),
+        (9, RUG, [(10, 3, 3, 0.01)]),
+    ],
+]
+TRAINING = (SCRIPT, SCRIPT, SCRIPT, SCRIPT, SHOE, SHOE, RUG, OTHER)
+DAMAGED = 5  # its picture isn't one
+ENGINE = ['--runner=FnApiRunner']
+
+
+def rows_of(products: Sequence[tuple[int, int, Sequence[tuple[float, ...]]]], *, tta: int, test: bool) -> Rows | None:
+    lines = [
+        (product, image, view, -1 if test else label, np.log(shares))
+        for product, label, pictures in products
+        for image, shares in enumerate(pictures)
+        for view in range(tta)
+    ]
+    if not lines:
+        return None
+    product_id, image_index, view, label = (np.array([line[column] for line in lines]) for column in range(4))
+    return Rows(product_id, image_index, view, label, np.array([line[4] for line in lines], np.float16))
+
+
+def write_logits(run: Path, *, digest: str, split: str = 'val', tta: int = 1) -> None:
+    folder = run / 'logits' / (split if tta == 1 else f'{split}-tta{tta}')
+    shards_rows = [rows_of(products, tta=tta, test=split == 'test') for products in SHARDS]
+    stores.write(folder, shards_rows, LABEL_MAP, dataset_digest=digest, tta=tta)
+
+
+def product(product_id: int, label: int, split: str, *, pictures: int = 1) -> Product:
+    images = tuple(catalogue.jpeg(4 * product_id + number, label) for number in range(pictures))
+    if product_id == DAMAGED:
+        images = (b'no picture',) * pictures
+    known = split != 'test'
+    return Product(product_id, int(LABEL_MAP.ids[label]) if known else -1, label if known else -1, split, images)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs `demo` (val with one view and with two, test) and `other` (val), and the shards of their products."""
+    made = tmp_path_factory.mktemp('report')
+    splits = {
+        split: [
+            [product(one, label, split, pictures=len(some)) for one, label, some in products] for products in SHARDS
+        ]
+        for split in ('val', 'test')
+    }
+    train = [[product(100 + number, label, 'train') for number, label in enumerate(TRAINING)]]
+    shards.write_products(made / 'shards', {'train': train, **splits}, label_map=LABEL_MAP)
+    digest = dataset.open_shards(str(made / 'shards')).manifest.digest()
+    write_logits(made / 'demo', digest=digest)
+    write_logits(made / 'demo', digest=digest, tta=2)
+    write_logits(made / 'demo', digest=digest, split='test')
+    write_logits(made / 'other', digest=digest)
+    return made
+
+
+def report(folder: Path, *runs: str, **options: str) -> dict[str, Section]:
+    said = {'split': 'val', 'rule': 'product', 'solution': '', 'shards_dir': f'{folder}/shards'} | options
+    found = predicted.sections(
+        beam_job.engine(ENGINE), [f'{folder}/{run}' for run in runs], output_dir=str(folder / 'out'), **said
+    )
+    assert not list((folder / 'out').iterdir()), 'nothing is left behind'
+    return {section.title: section for section in found}
+
+
+@pytest.fixture(scope='module')
+def full(folder: Path) -> dict[str, Section]:
+    return report(folder, 'demo', 'other')
+
+
+def cells(block: str) -> list[list[str]]:
+    """The rows of a table."""
+    rows = re.findall('<tr>(.*?)</tr>', block, re.DOTALL)
+    return [re.findall('<td[^>]*>(.*?)</td>', row) for row in rows if '<td' in row]
+
+
+def test_the_sections_stand_in_the_order_in_which_they_are_read(full):
+    assert list(full) == [
+        'Rules (Table I)', 'Pictures and levels', 'Categories', 'Confusions', 'Most confident mistakes',
+        'Least certain', 'Calibration',
+    ]  # fmt: skip
+
+
+def test_every_rule_of_every_store_has_its_accuracy(full):
+    """Of five products, product has 7 and 3 right, first only 3."""
+    overview, comparison = full['Rules (Table I)'].blocks[1:3]
+    assert [row[:2] for row in cells(overview)][1] == ['product', '0.400 ± 0.400']
+    rows = cells(comparison)
+    assert [tuple(row[:2]) for row in rows if row[1].startswith('product')] == [
+        ('demo', 'product'), ('demo, 2 views', 'product'), ('demo, 2 views', 'product, nested'), ('other', 'product'),
+    ]  # fmt: skip
+    accuracy = {tuple(row[:2]): row[2] for row in rows}
+    assert accuracy['demo', 'product'] == '0.400 (0.000 to 0.800)'
+    assert accuracy['demo', 'first'].startswith('0.200 (')
+    by_pictures = {tuple(row[:2]): row[2:] for row in cells(full['Rules (Table I)'].blocks[-1])}
+    assert by_pictures['other', 'product'][:4] == ['0.333 ± 0.500', '0.000 ± 0.000', '1.000 ± 0.000', '']
+
+
+def test_confusions_are_those_counted_by_hand_with_pictures_of_both(full):
+    _, block, pictures = full['Confusions'].blocks
+    assert [[re.sub('<.*?>', '', cell) for cell in row] for row in cells(block)] == [
+        ['&lt;script&gt;alert(1)&lt;/script&gt;', 'Y / RUG', '2', '0.667', '1'],
+        ['Y / RUG', '&lt;script&gt;alert(1)&lt;/script&gt;', '1', '1.000', '2'],
+    ]
+    groups = re.findall('<div class="pictures">(.*?)</div>', pictures)
+    assert [group.count('<img') for group in groups] == [2, 3, 1, 1, 1, 3], 'mistaken, true, predicted'
+
+
+def test_training_products_are_counted_in_the_table_of_categories(full):
+    rows = cells(full['Categories'].blocks[-1])
+    assert [row[2:5] for row in rows] == [['4', '3', '0.333'], ['2', '1', '1.000'], ['1', '1', '0.000'], ['1', '0', '']]
+
+
+def test_cards_show_the_products_in_order_with_all_their_pictures(full):
+    """By the rule product, 2 has 144/152 and 7 has 270/330; the others have what their one picture says."""
+    for title, order in (('Most confident mistakes', [2, 9, 5]), ('Least certain', [3, 5, 9, 7, 2])):
+        block = full[title].blocks[-1]
+        assert [int(found) for found in re.findall(r'Product (\d+)', block)] == order
+        pictures = {7: 3, 2: 2}
+        counts = [group.count('<img') for group in re.findall('<div class="pictures">(.*?)</div>', block)]
+        assert counts == [pictures.get(one, 1) for one in order]
+
+
+def test_calibration_is_told_of_every_rule(full):
+    """The rule first says 12/16 of 7 and 2, 9/16 of 5 and 10/16 of 9, all wrong, and 8/16 of 3, which is right."""
+    rows = {tuple(row[:2]): row[2:] for row in cells(full['Calibration'].blocks[-1])}
+    assert len(rows) == 7 * 5 - 7
+    error, confidence, accuracy, excess = map(float, rows['demo', 'first'])
+    assert accuracy == 0.2
+    assert confidence == pytest.approx(51 / 16 / 5, abs=2e-3)
+    assert excess == pytest.approx(confidence - 0.2, abs=1e-3)
+    assert error == pytest.approx((43 / 16 + (1 - 8 / 16)) / 5, abs=2e-3)
+
+
+def test_without_the_shards_pictures_and_sizes_are_left_out_and_it_is_told(folder):
+    found = report(folder, 'demo', shards_dir=f'{folder}/none')
+    assert not any('<img' in block for section in found.values() for block in section.blocks)
+    for title in ('Categories', 'Confusions', 'Most confident mistakes', 'Least certain'):
+        assert re.search(r'is left out: \S+/none/manifest.json: no such file', found[title].blocks[0])
+    assert [row[2:4] for row in cells(found['Categories'].blocks[-1])][0] == ['3', '0.333']
+    assert 'seen' not in found['Rules (Table I)'].blocks[-1]
+
+
+def test_a_test_set_without_solution_shows_only_what_needs_no_truth(folder):
+    found = report(folder, 'demo', split='test')
+    assert list(found) == ['Least certain']
+    block = found['Least certain'].blocks[-1]
+    assert re.findall(r'Product (\d+)', block) == ['3', '5', '9', '7', '2']
+    assert 'true:' not in block
+    assert block.count('<img') == 8
+
+
+def test_a_test_set_with_solution_shows_all(folder):
+    (folder / 'solution.csv').write_text('_id,category_id\n7,1010\n3,1000\n5,1000\n2,1000\n9,1020\n')
+    found = report(folder, 'demo', split='test', solution=f'{folder}/solution.csv')
+    assert len(found) == 7
+    assert '5 products of test' in found['Rules (Table I)'].blocks[0]
+    assert re.findall(r'Product (\d+)', found['Most confident mistakes'].blocks[-1]) == ['2', '9', '5']
+
+
+def test_another_rule_is_looked_at_if_it_is_asked_for(folder):
+    found = report(folder, 'other', rule='first')
+    mistakes = re.findall(r'Product (\d+)', found['Most confident mistakes'].blocks[-1])
+    assert sorted(mistakes[:2]) == ['2', '7'], 'the rule product has 7 right'
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'rule': 'best'}, "unknown rule 'best'; the rules are mean, "),
+        ({'split': 'test'}, 'other/logits/test holds no'),
+    ],
+)
+def test_what_can_not_be_reported_on_is_one_line(folder, options, message):
+    with pytest.raises(InputError, match=message):
+        report(folder, 'other', **options)
+
+
+@browser.needed
+@pytest.mark.parametrize('width', [browser.PHONE, browser.DESK])
+@pytest.mark.parametrize('dark', [False, True])
+def test_the_page_is_whole_in_a_browser(full, tmp_path, width, dark):
+    path = tmp_path / 'report.html'
+    page.write(str(path), 'demo', 'all of it', list(full.values()))
+    with browser.started() as chromium:
+        seen = browser.look(chromium, path, width=width, dark=dark, shot=tmp_path / 'shot.png')
+        assert seen.problems == []
+        assert seen.page.locator('svg[role=img]').count() == 4
+        assert seen.page.locator('img').count() == 11 + 4 + 8
+        assert seen.page.get_by_text('<script>alert(1)</script>').count() > 0
