@@ -1,15 +1,14 @@
 """Combines the logits of each product's pictures into one prediction: `python -m ensemble.combine --rule product`
 
-A Beam job over the files of one store of logits, or of several models' stores; only predictions leave a worker, into
-the run's folder predictions/SPLIT: Parquet files with each product's category, its probability and the five likeliest.
+Logits are what a network says of a picture: a number for each category, the higher the likelier. model.train and
+model.predict write them. Here a Beam job reads those of one model or several, and writes into the run's folder
+predictions/SPLIT: Parquet files with each product's category, its probability and the five likeliest.
   test logits  make submission.csv.gz for Kaggle too; with --solution=data/solution.csv the accuracy is printed
   val logits   the accuracy is printed with its 95 % interval
   --rule all   compares all rules in one reading of the logits: prints a table and writes it as rules-val.csv
 Several models: --logits=runs/a/logits/test,runs/b/logits/test, with --weights=2,1, or --fit=val to find the weights on
 the val logits beside them: says what that gains by cross-validation, writes mixture.json, and combines with it. Later
 --weights=PATH/mixture.json does the same again. With --rule=power the exponent is found too.
-Beam's flags pass through: --runner=DirectRunner (the default: one process a core), FnApiRunner (one process),
-FlinkRunner, DataflowRunner, and what belongs to each, such as --direct_num_workers=4.
 """
 
 from __future__ import annotations
@@ -43,36 +42,53 @@ from ensemble.predictions import UNKNOWN, Predictions
 from ensemble.reduction import Job, Part, Stores
 from ensemble.scores import Score
 from ensemble.submission import Solution
-from pipeline import beam_job, storage, tables, worklog
+from pipeline import beam_job, manifest, storage, tables, worklog
 from pipeline.beam_job import Engine
-from pipeline.errors import InputError
+from pipeline.errors import InputError, UsageError
 
 FLAGS = program.flag_values()
+program.group(FLAGS, 'Input, rule and output')
 LOGITS = flags.DEFINE_string(
     'logits', 'runs/latest/logits/test', 'Folder of a logits store, or of several models with commas between.',
     flag_values=FLAGS,
 )  # fmt: skip
 RULE = flags.DEFINE_string(
-    'rule', 'product', f'How to combine: {", ".join(rules.names())}, or all to compare them.', flag_values=FLAGS
-)
-POWER = flags.DEFINE_float('power', rules.POWER, 'Exponent of the rule power (paper: 0.1).', flag_values=FLAGS)
+    'rule', 'product', f"How a product's pictures are combined: {', '.join(rules.names())}, or all to compare them.",
+    flag_values=FLAGS,
+)  # fmt: skip
+OUTPUT_DIR = flags.DEFINE_string(
+    'output_dir', '',
+    "Folder for what is written; if none is named, the run's, two above --logits, or runs/ensemble with several runs.",
+    flag_values=FLAGS,
+)  # fmt: skip
+SOLUTION = flags.DEFINE_string(
+    'solution', '', "A file solution.csv with the test products' categories, to tell the accuracy on them.",
+    flag_values=FLAGS,
+)  # fmt: skip
+POWER = flags.DEFINE_float(
+    'power', rules.POWER, 'Exponent of the rule power, which averages probabilities raised to it (paper: 0.1).',
+    flag_values=FLAGS,
+)  # fmt: skip
 VIEWS = flags.DEFINE_enum(
     'views', 'pooled', rules.VIEWS,
     'With several views of each picture: the rule over all views of all pictures (as the paper), or over the views of '
     'each picture first.', flag_values=FLAGS,
 )  # fmt: skip
+program.group(FLAGS, 'Several models')
 WEIGHTS = flags.DEFINE_string(
     'weights', '',
-    'How much each model counts, with commas between, or the mixture.json that --fit wrote, with the rule and all; all '
-    'alike if empty.', flag_values=FLAGS,
+    'How much each model counts: numbers with commas between, or the mixture.json that --fit wrote, with the rule and '
+    'all. With none they count alike.', flag_values=FLAGS,
 )  # fmt: skip
 FIT = flags.DEFINE_enum(
-    'fit', None, fit.SPLITS, 'Find the weights, and the exponent of --rule=power, on the logits of this split beside '
-    '--logits.', flag_values=FLAGS,
+    'fit', None, fit.SPLITS, 'Find the weights, and the exponent of --rule=power, on the logits of this split, which '
+    'lie beside --logits.', flag_values=FLAGS,
 )  # fmt: skip
 ACROSS = flags.DEFINE_enum(
-    'across', 'arithmetic', mixture.ACROSS, "Mean over the models' probabilities of a product.", flag_values=FLAGS
-)
+    'across', 'arithmetic', mixture.ACROSS, "Which mean of the models' probabilities of a product is taken.",
+    flag_values=FLAGS,
+)  # fmt: skip
+program.group(FLAGS, 'Pictures that are known')
 KNOWN_IMAGES = flags.DEFINE_bool(
     'known_images', False,
     'A product takes the category of the labelled products that have the same pictures byte for byte, if all of these '
@@ -80,31 +96,24 @@ KNOWN_IMAGES = flags.DEFINE_bool(
     flag_values=FLAGS,
 )  # fmt: skip
 SHARDS_DIR = flags.DEFINE_string(
-    'shards_dir', 'data/shards', 'Folder of the shards, for --known_images.', flag_values=FLAGS
-)
-SOLUTION = flags.DEFINE_string(
-    'solution', '', "A solution.csv with the test products' categories, to score with.", flag_values=FLAGS
-)
-OUTPUT_DIR = flags.DEFINE_string(
-    'output_dir', '',
-    "Folder for what is written; if empty, the run's folder, two above --logits, or runs/ensemble beside several runs.",
+    'shards_dir', 'data/shards', 'Folder of the shards that the logits were made from, for --known_images.',
     flag_values=FLAGS,
 )  # fmt: skip
 
 
 def main(argv: list[str]) -> None:
     """Combines stores of logits."""
-    engine = beam_job.engine(program.parse(FLAGS, argv, doc=__doc__, pass_through=True))
+    engine = beam_job.engine(program.parse(FLAGS, argv, doc=__doc__, pass_through=True), known=FLAGS)
     folders = [folder.rstrip('/') for folder in LOGITS.value.split(',')]
     compare = RULE.value == 'all'
-    _check_flags(compare=compare)
+    _check_flags(folders, compare=compare)
     stores = reduction.open_stores(folders)
     solution = _read_solution(SOLUTION.value, stores, compare=compare)
     ways = _mixtures(stores, compare=compare)
     fit_on = _open_fit(stores, FIT.value) if FIT.value else None
     if KNOWN_IMAGES.value:
         if FIT.value == stores.split:
-            raise InputError(f'--fit={FIT.value} on logits of {FIT.value} only fits; leave out --known_images')
+            raise UsageError(f'--fit={FIT.value} on logits of {FIT.value} only fits; leave out --known_images')
         known_images.check(SHARDS_DIR.value, digest=stores.dataset_digest)
     output_dir = OUTPUT_DIR.value or _output_dir(folders)
     if compare:
@@ -138,13 +147,15 @@ def _logged(work: str, stores: Stores, *, output_dir: str) -> Iterator[None]:
     worklog.add(output_dir, name, seconds=time.monotonic() - started, counts=counts)
 
 
-def _check_flags(*, compare: bool) -> None:
-    """Refuses flags that would have no effect beside another."""
+def _check_flags(folders: Sequence[str], *, compare: bool) -> None:
+    """Refuses flags that would have no effect beside another, and a folder without a name."""
+    if not all(folders):
+        raise UsageError(f'--logits={LOGITS.value} must name a folder, or several with one comma between two')
     if FIT.value and (WEIGHTS.value or compare):
         other = '--weights' if WEIGHTS.value else '--rule=all'
-        raise InputError(f'--fit finds the weights of one rule; leave out --fit or {other}')
+        raise UsageError(f'--fit finds the weights of one rule; leave out --fit or {other}')
     if KNOWN_IMAGES.value and compare:
-        raise InputError('--rule=all compares what the rules make of the logits alone; leave out --known_images')
+        raise UsageError('--rule=all compares what the rules make of the logits alone; leave out --known_images')
 
 
 def _mixtures(stores: Stores, *, compare: bool) -> list[Mixture]:
@@ -162,11 +173,11 @@ def _weights(models: int) -> tuple[float, ...]:
     try:
         weights = tuple(float(word) for word in WEIGHTS.value.split(','))
     except ValueError:
-        raise InputError(
+        raise UsageError(
             f'--weights must be numbers with commas between, or a {mixture_file.NAME}, are {WEIGHTS.value!r}'
         ) from None
     if len(weights) != models:
-        raise InputError(f'--weights has {len(weights)} numbers for {models} stores of logits; give one for each')
+        raise UsageError(f'--weights has {len(weights)} numbers for {models} stores of logits; give one for each')
     return weights
 
 
@@ -199,7 +210,8 @@ def _fit(engine: Engine, stores: Stores, start: Mixture, *, output_dir: str) -> 
     path = storage.join(output_dir, mixture_file.NAME)
     mixture_file.write(path, found.every.mixture, stores)
     test = ','.join(logits_folder.of_split(folder, 'test') for folder in stores.folders)
-    print(f'wrote {path}; to use it again: python -m ensemble.combine --weights={path} --logits={test}', flush=True)
+    again = program.command('ensemble.combine', f'--weights={path}', f'--logits={test}')
+    program.last_line(f'wrote {path}: what was fitted', then=again)
     return found.every.mixture
 
 
@@ -239,16 +251,15 @@ def _combine(
         _say_known(found, known)
     if solution or stores.split != 'test':
         _say_accuracy(way.rule, found, solution, known)
-    print(f'wrote {folder}: the predictions for {len(found):,} products')
+    written = f'wrote {folder}: the predictions for {len(found):,} products'
     if stores.split == 'test':
+        print(written)
         path = storage.join(output_dir, submission.NAME)
         submission.write(path, found.product_id, found.category_id, expected=stores.products)
-        print(
-            f'wrote {path}: {len(found):,} products; next: upload it to '
-            'https://www.kaggle.com/c/cdiscount-image-classification-challenge, or score it here with --solution'
-        )
+        kaggle = 'upload it to https://www.kaggle.com/c/cdiscount-image-classification-challenge'
+        program.last_line(f'wrote {path}: {len(found):,} products', then=kaggle)
     else:
-        print(f'next: {_command(way.rule, stores)}')
+        program.last_line(written, then=_command(way.rule, stores))
 
 
 def _find_known(engine: Engine, stores: Stores, shards_dir: str, *, output_dir: str) -> Known:
@@ -297,7 +308,7 @@ def _compare(
         }
     path = storage.join(output_dir, f'rules-{os.path.basename(stores.folders[0])}.csv')
     _report_all(correct, first.pictures >= 2, path=path)
-    print(f'wrote {path}; next: {_command("product", stores)}')
+    program.last_line(f'wrote {path}: all rules', then=_command('product', stores))
 
 
 def _reduce(
@@ -320,11 +331,14 @@ def _reduce(
 
 
 def _command(rule: str, stores: Stores) -> str:
-    """The command that combines the same models' test logits in the same way."""
-    folders = ','.join(logits_folder.of_split(folder, 'test') for folder in stores.folders)
-    flags_given = [flag for flag in (POWER, VIEWS, WEIGHTS, ACROSS) if FLAGS[flag.name].present]
-    given = ''.join(f' --{flag.name}={flag.value}' for flag in flags_given)
-    return f'python -m ensemble.combine --rule {rule}{given} --logits={folders}'
+    """The command that combines the same models' test logits in the same way, or makes those that are missing."""
+    folders = [logits_folder.of_split(folder, 'test') for folder in stores.folders]
+    for folder in folders:
+        if not storage.exists(storage.join(folder, manifest.NAME)):
+            return logits_folder.command(folder)
+    given = [flag for flag in (POWER, VIEWS, WEIGHTS, ACROSS) if FLAGS[flag.name].present]
+    words = [f'--{flag.name}={flag.value}' for flag in given]
+    return program.command('ensemble.combine', '--rule', rule, *words, f'--logits={",".join(folders)}')
 
 
 def _report_all(correct: dict[str, np.ndarray], several: np.ndarray, *, path: str) -> None:

@@ -156,7 +156,7 @@ def run(engine: Engine, parts: Sequence[Part], job: Job) -> None:
     for folder in job.outputs:
         _remove(folder)
     try:
-        with program.watched(lambda: ('combine', _finished(job), len(parts)), unit=' files'):
+        with program.watched(lambda: program.Standing('combine', _finished(job), len(parts), 'files')):
             engine.run(lambda pipeline: _build(pipeline, parts, job))
         found = predictions.read(job.outputs[0], ['product_id'])
         submission.check_products(found.product_id, expected=job.stores.products)

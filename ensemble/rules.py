@@ -48,7 +48,7 @@ import numpy as np
 import tensorflow as tf
 
 from ensemble.logits import Rows
-from pipeline.errors import InputError
+from pipeline.errors import UsageError
 
 POWER = 0.1  # the paper's x0.1, with product the best of Table I
 # Below, float32 can't tell the sum of q^p from the number of rows well enough; above, max is the same.
@@ -169,10 +169,10 @@ def find(name: str, *, power: float = POWER) -> Rule:
     """
     low, high = POWER_RANGE
     if not low <= power <= high:
-        raise InputError(f'power must be from {low:g} to {high:g}, is {power:g}; beyond that, use product or max')
+        raise UsageError(f'power must be from {low:g} to {high:g}, is {power:g}; beyond that, use product or max')
     rules = _rules(power)
     if name not in rules:
-        raise InputError(f'unknown rule {name!r}; the rules are {", ".join(rules)}')
+        raise UsageError(f'unknown rule {name!r}; the rules are {", ".join(rules)}')
     return rules[name]
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import keras
 
 from model import backbones
-from pipeline.errors import InputError
+from pipeline.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -46,18 +46,18 @@ def build(name: str, *, image_size: int, width: float) -> Backbone:
     """The backbone in model/backbones/NAME.py.
 
     Raises:
-        InputError: there is none of this name, width or size of pictures.
+        UsageError: there is none of this name, width or size of pictures.
     """
     if name not in names():
-        raise InputError(f'--backbone={name}: no such backbone; known are {", ".join(names())}')
+        raise UsageError(f'--backbone={name}: no such backbone; known are {", ".join(names())}')
     module = _module(name)
     if image_size < module.MIN_IMAGE_SIZE:
-        raise InputError(f'--image_size={image_size}: {name} takes {module.MIN_IMAGE_SIZE} pixels a side or more')
+        raise UsageError(f'--image_size={image_size}: {name} takes {module.MIN_IMAGE_SIZE} pixels a side or more')
     if _takes_width(module):
         return module.build(image_size=image_size, width=width)
     if width != 1:
         others = ', '.join(other for other in names() if _takes_width(_module(other)))
-        raise InputError(f'--width={width:g}: {name} has only its published width, --width=1; any is taken by {others}')
+        raise UsageError(f'--width={width:g}: {name} has only its published width, --width=1; any is taken by {others}')
     return module.build(image_size=image_size)
 
 

@@ -90,7 +90,7 @@ class Evaluator:
         """
         sums = np.zeros(4 + 2 * self.classes)
         with program.progress(
-            total=images or 0, label='validate', unit=' images', delay=5, leave=False, disable=images is None
+            total=images or 0, label='validate', unit='images', leave=False, disable=images is None
         ) as bar:
             for batch in batches:
                 if not go_on():

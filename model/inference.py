@@ -129,10 +129,10 @@ def _kept(
     path = storage.join(folder, manifest.NAME)
     listed = _listed(folder, about)
     if listed is None:
-        found = (journal.noted(folder, file.name, identity=identity) for file in files)
+        found = (journal.noted(folder, file.name, identity=identity) for file in _checking(files))
         kept = {file.name: file for file in found if file}
     else:
-        kept = {file.name: file for file in listed if journal.is_sound(folder, file)}
+        kept = {file.name: file for file in _checking(listed) if journal.is_sound(folder, file)}
         if len(kept) == len(files) and categories.is_in(label_map, folder):
             return kept
         for file in kept.values():
@@ -140,6 +140,11 @@ def _kept(
     if storage.exists(path):
         storage.remove(path)
     return kept
+
+
+def _checking(files: tuple[FileInfo, ...]) -> Iterator[FileInfo]:
+    """Files that are read whole, with progress."""
+    yield from program.progress(files, total=len(files), label='check the logits there are', unit='shards')
 
 
 def _listed(folder: str, about: dict[str, Any]) -> tuple[FileInfo, ...] | None:
@@ -164,7 +169,7 @@ def _predict(
     done = sum(file.images for file in kept.values())
     unit = 'images' if options.tta == 1 else 'views'
     # What is kept counts as done, but not for the rate.
-    with program.progress(total=total, initial=done, label=f'predict {options.split}', unit=f' {unit}') as bar:
+    with program.progress(total=total, initial=done, label=f'predict {options.split}', unit=unit) as bar:
         for file in shards.manifest.of_split(options.split):
             info = kept.get(file.name)
             if not info:

@@ -43,6 +43,7 @@ class Options:
         save_seconds: time after which it saves a checkpoint within an artificial epoch.
         val_images: validation pictures after an artificial epoch.
         show_graph: whether TensorBoard gets the graph.
+        command: what goes on with the run, to be told where it is interrupted.
     """
 
     run_dir: str
@@ -52,6 +53,7 @@ class Options:
     save_seconds: float
     val_images: int
     show_graph: bool
+    command: str = 'the same command'
 
 
 class Loop:
@@ -114,14 +116,17 @@ class Loop:
         """
         if self.is_chief:
             open_updates = self.state.window.images // self.options.batch_images  # of a row that isn't written yet
-            self._history = History(self.options.run_dir, step=self.state.step - open_updates)
-            self._board = Board(storage.join(self.options.run_dir, 'tensorboard'))
+            last = self.state.step - open_updates
+            self._history = History(self.options.run_dir, step=last)
+            first = last + 1 if last else 0
+            self._board = Board(storage.join(self.options.run_dir, 'tensorboard'), first_step=first)
+            self._board.settings(self.options.settings, self.options.command)
         images = self.options.batch_images
         bar = program.progress(
             total=self.schedule.total_steps * images,
             initial=self.state.step * images,
             label='train',
-            unit=' images',
+            unit='images',
             disable=not self.is_chief,
         )
         with bar as self._bar, self._errors_of_one_line():
@@ -221,6 +226,10 @@ class Loop:
             self._bar.write(f'artificial epoch {self.state.epoch}: update {segment.end:,}{told}')
         return True
 
+    def end(self, accuracy: float | None) -> None:
+        """Shows that the run is finished; accuracy is that on all validation pictures, if there are any."""
+        self._board.end(self.state.step, accuracy)
+
     @property
     def asked(self) -> bool:
         """Whether this machine, or another in the last update, was asked to end."""
@@ -257,9 +266,7 @@ class Loop:
             return
         means = window.means()
         rate = self.schedule.learning_rate_at(self.state.step - 1)
-        self._bar.set_postfix_str(
-            f'lr {rate:.3g}, loss {means["loss"]:.3f}, accuracy {means["accuracy"]:.3f}', refresh=False
-        )
+        self._bar.note = f'learning rate {rate:.3g}, loss {means["loss"]:.3f}, accuracy {means["accuracy"]:.3f}'
         self._bar.update(self.options.batch_images)
         if len(self._times) > TIMED_UPDATES:
             return
@@ -306,7 +313,7 @@ class Loop:
             for number, handler in before.items():
                 signal.signal(number, handler)
         if self.asked:
-            print(f'ended as asked; the same command goes on from {self._last}')
+            program.last_line(f'wrote {self._last}: ended as asked', then=self.options.command)
         if self._signal == signal.SIGINT:
             raise KeyboardInterrupt
 

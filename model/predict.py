@@ -1,7 +1,9 @@
-"""Writes a finished run's per-image logits again: `python -m model.predict --run_dir=runs/latest --split=test --tta=5`
+"""Writes a finished run's logits again: `python -m model.predict --run_dir=runs/latest --split=test --tta=5`
 
-With --tta=N each picture is seen in N views, the first of them as it is; the logits go to logits/SPLIT-ttaN. --top_k=K
-stores only the K highest logits of each row, into logits/SPLIT-topK. The same command goes on where it was interrupted:
+Logits are what a network says of a picture: a number for each category, the higher the likelier. model.train has
+written those of val and test at its end. With --tta=N (test-time augmentation) each picture is seen in N views, the
+first of them as it is; the logits go to the run's folder logits/SPLIT-ttaN. --top_k=K stores only the K highest logits
+of each row, into logits/SPLIT-topK. The same command goes on where it was interrupted:
 finished shards are checked and kept. Of a finished store it makes again what is damaged.
 """
 
@@ -17,25 +19,31 @@ from model.accumulate import AccumulatingModel
 from pipeline import dataset, split
 
 FLAGS = program.flag_values()
-RUN_DIR = flags.DEFINE_string('run_dir', 'runs/latest', "The run's folder.", flag_values=FLAGS)
-SHARDS_DIR = flags.DEFINE_string('shards_dir', 'data/shards', 'Folder of the shards.', flag_values=FLAGS)
-SPLIT = flags.DEFINE_enum('split', 'test', split.SPLITS, 'Which pictures.', flag_values=FLAGS)
-TTA = flags.DEFINE_integer('tta', 1, 'Views of each picture (paper: 5).', lower_bound=1, flag_values=FLAGS)
+program.group(FLAGS, 'What is predicted')
+RUN_DIR = flags.DEFINE_string('run_dir', 'runs/latest', 'Folder of a finished run of model.train.', flag_values=FLAGS)
+SPLIT = flags.DEFINE_enum('split', 'test', split.SPLITS, 'Which pictures are predicted.', flag_values=FLAGS)
+TTA = flags.DEFINE_integer(
+    'tta', 1, 'Views of each picture; the time taken grows with them (paper: 5).', lower_bound=1, flag_values=FLAGS
+)
 BEST = flags.DEFINE_bool(
-    'best', False, 'By the weights with the best validation accuracy, not the last ones; into logits/SPLIT-best.',
+    'best', False, 'Take the weights with the best validation accuracy, not the last ones; logits go to SPLIT-best.',
     flag_values=FLAGS,
 )  # fmt: skip
 TOP_K = flags.DEFINE_integer(
-    'top_k', 0, "How many of each row's logits are stored, 0: all. The 100 highest of 5,270 take 0.44 kB, not 10.6.",
+    'top_k', 0, 'How many logits of each picture and view are stored, the highest; 0: all. The 100 highest of 5,270 '
+    'take 0.44 kB, not 10.6.',
     lower_bound=0, flag_values=FLAGS,
 )  # fmt: skip
+SHARDS_DIR = flags.DEFINE_string('shards_dir', 'data/shards', 'Folder of the shards.', flag_values=FLAGS)
+SEED = flags.DEFINE_integer('seed', 0, 'Decides how the views after the first differ.', flag_values=FLAGS)
+program.group(FLAGS, 'Devices')
 MICRO_BATCH = flags.DEFINE_integer(
-    'micro_batch', 64, 'Views that a device takes at a time.', lower_bound=1, flag_values=FLAGS
+    'micro_batch', 64, 'Views that a device takes at a time; fewer need less memory.', lower_bound=1, flag_values=FLAGS
 )
-SEED = flags.DEFINE_integer('seed', 0, 'Of the views.', flag_values=FLAGS)
 STRATEGY = flags.DEFINE_enum(
-    'strategy', 'auto', devices.ONE_MACHINE, 'One device, or mirrored on all GPUs.', flag_values=FLAGS
-)
+    'strategy', 'auto', devices.ONE_MACHINE,
+    'one: one device; mirrored: all GPUs of this machine; auto: mirrored if there are several GPUs.', flag_values=FLAGS,
+)  # fmt: skip
 
 
 def main(argv: list[str]) -> None:
@@ -54,7 +62,11 @@ def main(argv: list[str]) -> None:
             best=BEST.value,
         )
         folder = inference.predict_split(model, shards, options, run_dir=RUN_DIR.value)
-    print(f'next: python -m ensemble.combine --rule product --logits={folder}')
+    rule = 'product' if SPLIT.value == 'test' else 'all'
+    program.last_line(
+        f'wrote {folder}: the logits of {SPLIT.value}',
+        then=program.command('ensemble.combine', '--rule', rule, f'--logits={folder}'),
+    )
 
 
 if __name__ == '__main__':

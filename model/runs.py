@@ -24,7 +24,7 @@ import keras
 
 from pipeline import categories, storage
 from pipeline.categories import Categories
-from pipeline.errors import InputError, one_line
+from pipeline.errors import InputError, UsageError, one_line
 
 MODEL_NAME = 'model.keras'
 BEST_NAME = 'best.keras'
@@ -40,9 +40,9 @@ def check_folder(run_dir: str) -> None:
         InputError: it is remote, or it is a new run named latest.
     """
     if storage.is_remote(run_dir):
-        raise InputError(f'--run_dir={run_dir}: a run must lie on a local disk; copy it when it is finished')
+        raise UsageError(f'--run_dir={run_dir}: a run must lie on a local disk; copy it when it is finished')
     if os.path.basename(os.path.normpath(run_dir)) == LATEST and not os.path.islink(run_dir.rstrip('/')):
-        raise InputError(f'--run_dir={run_dir}: {LATEST} is the link to the last finished run; take another name')
+        raise UsageError(f'--run_dir={run_dir}: {LATEST} is the link to the last finished run; take another name')
 
 
 def check_settings(run_dir: str, settings: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import keras
 
 from model.classifier import HEAD
-from pipeline.errors import InputError
+from pipeline.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,11 @@ def parse_stages(text: str, blocks: Sequence[str]) -> tuple[Stage, ...]:
     for entry in text.split(','):
         name, _, start = entry.strip().partition('@')
         if name not in ('all', 'head', *blocks):
-            raise InputError(f'--unfreeze={text}: no block {name!r}; known are all, head, {", ".join(blocks)}')
+            raise UsageError(f'--unfreeze={text}: no block {name!r}; known are all, head, {", ".join(blocks)}')
         stages.append(Stage(name, _passes(start, flag=f'--unfreeze={text}')))
     starts = [stage.start for stage in stages]
     if starts[0] != 0 or any(later <= earlier for earlier, later in zip(starts, starts[1:], strict=False)):
-        raise InputError(f'--unfreeze={text}: the first stage must start @0 and each later one after the one before')
+        raise UsageError(f'--unfreeze={text}: the first stage must start @0 and each later one after the one before')
     return tuple(stages)
 
 
@@ -118,7 +118,7 @@ def _passes(text: str, *, flag: str) -> float:
     except ValueError:
         value = -1
     if not 0 <= value < float('inf'):
-        raise InputError(f'{flag}: {text!r} must be a number of passes over the training data, 0 or more')
+        raise UsageError(f'{flag}: {text!r} must be a number of passes over the training data, 0 or more')
     return value
 
 

@@ -1,8 +1,10 @@
 """Trains a classifier on shards, then writes its logits: `python -m model.train --flagfile=noaug.flags`
 
-noaug.flags and aug.flags are the paper's two configurations, demo.flags a small Xception for two CPU cores. Flags after
-the flagfile override it. SIGTERM and Ctrl-C save a checkpoint before they end it. The same command goes on with an
-interrupted run from its last checkpoint, and leaves a finished one as it is.
+Shards are the files that pipeline.convert writes; logits are what the network says of a picture, a number for each
+category, and what ensemble.combine makes the submission of. noaug.flags and aug.flags are the paper's two
+configurations, demo.flags a small Xception for two CPU cores. Flags after the flagfile override it. SIGTERM and Ctrl-C
+save a checkpoint before they end it. The same command goes on with an interrupted run from its last checkpoint, and
+leaves a finished one as it is.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from pipeline import program  # first: it quiets the logs of what is imported be
 # isort: split
 import contextlib
 import io
+import os
 import random
 import time
 from typing import Any
@@ -20,6 +23,7 @@ import keras
 import tensorflow as tf
 from absl import flags
 
+from ensemble import logits_folder
 from model import backbone as backbones
 from model import checkpoint, classifier, devices, evaluation, inference, loop, memory, runs, stages
 from model.accumulate import AccumulatingModel, part_dropout
@@ -29,55 +33,89 @@ from model.stages import Schedule
 from pipeline import categories, dataset, split, worklog
 from pipeline.augment import Augmentation
 from pipeline.dataset import Shards
-from pipeline.errors import InputError
+from pipeline.errors import InputError, UsageError
 
 FLAGS = program.flag_values()
-# Data and run
+program.group(FLAGS, 'Data and run')
 SHARDS_DIR = flags.DEFINE_string('shards_dir', 'data/shards', 'Folder of the shards.', flag_values=FLAGS)
-RUN_DIR = flags.DEFINE_string('run_dir', 'runs/default', "The run's folder.", flag_values=FLAGS)
+RUN_DIR = flags.DEFINE_string(
+    'run_dir', 'runs/default', 'Folder for all that the run writes: model, history, logits. A new run needs a new one.',
+    flag_values=FLAGS,
+)  # fmt: skip
 PREDICT = flags.DEFINE_list(
-    'predict', ['val', 'test'], 'Splits whose logits are written after training.', flag_values=FLAGS
+    'predict', ['val', 'test'], 'Splits whose logits are written after training: some of train, val and test.',
+    flag_values=FLAGS,
+)  # fmt: skip
+SEED = flags.DEFINE_integer(
+    'seed', 0, 'Decides first weights, order of the pictures, augmentation and dropout.', flag_values=FLAGS
 )
-SEED = flags.DEFINE_integer('seed', 0, 'Of first weights, order, augmentation and dropout.', flag_values=FLAGS)
+program.group(FLAGS, 'Schedule')
+EPOCHS = flags.DEFINE_float(
+    'epochs', 10, 'How long it trains, in passes over the training pictures.', lower_bound=0.0001, flag_values=FLAGS
+)
+LEARNING_RATE = flags.DEFINE_float(
+    'learning_rate', 5e-3, "Adam's step at the start (paper: 0.005).", lower_bound=0, flag_values=FLAGS
+)
+DECAY_AT = flags.DEFINE_list(
+    'decay_at', [], 'Passes after which the learning rate decays, such as 4,6,8.', flag_values=FLAGS
+)
+DECAY_FACTOR = flags.DEFINE_float(
+    'decay_factor', 0.3, 'What the learning rate is multiplied by then.', 0.0001, 1, flag_values=FLAGS
+)
+UNFREEZE = flags.DEFINE_string(
+    'unfreeze', 'all@0', 'Which layers learn from which pass on: block10@0,all@2.9 is block10, what follows it and the '
+    'dense layer at first, and all layers after 2.9 passes; head@0 is the dense layer alone.',
+    flag_values=FLAGS,
+)  # fmt: skip
+MICRO_BATCH = flags.DEFINE_integer(
+    'micro_batch', 64, 'Pictures that a device takes at a time; fewer need less memory (paper: 64).', lower_bound=1,
+    flag_values=FLAGS,
+)  # fmt: skip
+ACCUMULATE = flags.DEFINE_integer(
+    'accumulate', 12, 'Micro batches of each device whose gradients are summed for one update of the weights (paper: '
+    '12).', lower_bound=1, flag_values=FLAGS,
+)  # fmt: skip
+program.group(FLAGS, 'Model')
+BACKBONE = flags.DEFINE_string(
+    'backbone', 'xception', f'The network: {", ".join(backbones.names())}.', flag_values=FLAGS
+)
+WEIGHTS = flags.DEFINE_string(
+    'weights', 'imagenet', 'What it starts from: imagenet (downloaded), none (random), or a .keras, .weights.h5 or .h5 '
+    'file of this network, with or without its dense layer.', flag_values=FLAGS,
+)  # fmt: skip
+IMAGE_SIZE = flags.DEFINE_integer(
+    'image_size', 180, 'Pixels a side to which pictures are resized for the network; fewer are quicker.',
+    lower_bound=32, flag_values=FLAGS,
+)  # fmt: skip
+WIDTH = flags.DEFINE_float(
+    'width', 1, "How many times the published network's filters the layers have; other than 1 only xception and "
+    'xception_small.', lower_bound=0.01, flag_values=FLAGS,
+)  # fmt: skip
+DROPOUT = flags.DEFINE_float(
+    'dropout', 0, 'Share of features left out at random before the dense layer (paper, aug: 0.2).', 0, 0.99,
+    flag_values=FLAGS,
+)  # fmt: skip
+LABEL_SMOOTHING = flags.DEFINE_float(
+    'label_smoothing', 0, 'Share of the target spread evenly over all categories; 0.1 gained another team 0.2 points.',
+    0, 0.99, flag_values=FLAGS,
+)  # fmt: skip
+program.group(FLAGS, 'Augmentation')
+CROP_PROBABILITY = flags.DEFINE_float(
+    'crop_probability', 0, 'Share of pictures upscaled and cropped at random (paper, aug: 0.75).', 0, 1,
+    flag_values=FLAGS,
+)  # fmt: skip
+CROP_UPSCALE = flags.DEFINE_integer(
+    'crop_upscale', 200, 'Pixels a side before the crop back to 180.', lower_bound=180, flag_values=FLAGS
+)
+FLIP_PROBABILITY = flags.DEFINE_float(
+    'flip_probability', 0, 'Share of pictures mirrored, left to right (paper, aug: 0.5).', 0, 1, flag_values=FLAGS
+)
 SHUFFLE_IMAGES = flags.DEFINE_integer(
     'shuffle_images', dataset.SHUFFLE_IMAGES,
     'Encoded pictures among which the order is random: 5 kB of memory each, 300 MB by default, on every machine.',
     lower_bound=1, flag_values=FLAGS,
 )  # fmt: skip
-# Model
-BACKBONE = flags.DEFINE_string(
-    'backbone', 'xception', f'The network: {", ".join(backbones.names())}.', flag_values=FLAGS
-)
-WIDTH = flags.DEFINE_float(
-    'width', 1, 'Times the published filters; other than 1 only xception and xception_small.', lower_bound=0.01,
-    flag_values=FLAGS,
-)  # fmt: skip
-WEIGHTS = flags.DEFINE_string(
-    'weights', 'imagenet', 'What it starts from: imagenet (downloaded), none (random), or a .keras, .weights.h5 or .h5 '
-    'file of this network, with or without its dense layer.', flag_values=FLAGS,
-)  # fmt: skip
-IMAGE_SIZE = flags.DEFINE_integer('image_size', 180, 'Pixels a side.', lower_bound=32, flag_values=FLAGS)
-DROPOUT = flags.DEFINE_float(
-    'dropout', 0, 'Share of features left out before the dense layer (paper, aug: 0.2).', 0, 0.99, flag_values=FLAGS
-)
-# Augmentation
-CROP_PROBABILITY = flags.DEFINE_float(
-    'crop_probability', 0, 'Share of pictures upscaled and cropped at random (aug: 0.75).', 0, 1, flag_values=FLAGS
-)
-CROP_UPSCALE = flags.DEFINE_integer(
-    'crop_upscale', 200, 'Pixels a side before the crop back to 180.', lower_bound=180, flag_values=FLAGS
-)
-FLIP_PROBABILITY = flags.DEFINE_float(
-    'flip_probability', 0, 'Share of pictures mirrored (aug: 0.5).', 0, 1, flag_values=FLAGS
-)
-# Training
-MICRO_BATCH = flags.DEFINE_integer(
-    'micro_batch', 64, 'Pictures that a device takes at a time (paper: 64).', lower_bound=1, flag_values=FLAGS
-)
-ACCUMULATE = flags.DEFINE_integer(
-    'accumulate', 12, 'Micro batches summed before an update (paper: 12).', lower_bound=1, flag_values=FLAGS
-)
-EPOCHS = flags.DEFINE_float('epochs', 10, 'Passes over the training data.', lower_bound=0.0001, flag_values=FLAGS)
+program.group(FLAGS, 'Validation, checkpoints, what is shown')
 EPOCH_IMAGES = flags.DEFINE_integer(
     'epoch_images', 2_000_000, 'Pictures in an artificial epoch: how often it validates and saves (paper: 2 million).',
     lower_bound=1, flag_values=FLAGS,
@@ -86,38 +124,19 @@ VAL_IMAGES = flags.DEFINE_integer(
     'val_images', 50_000, 'Pictures of the validation set looked at after an artificial epoch (paper: 50,000).',
     lower_bound=1, flag_values=FLAGS,
 )  # fmt: skip
-LEARNING_RATE = flags.DEFINE_float(
-    'learning_rate', 5e-3, "Adam's step at the start (paper: 5e-3).", lower_bound=0, flag_values=FLAGS
-)
-DECAY_AT = flags.DEFINE_list(
-    'decay_at', [], 'Passes after which the learning rate decays, such as 4,6,8.', flag_values=FLAGS
-)
-DECAY_FACTOR = flags.DEFINE_float('decay_factor', 0.3, 'What it is multiplied by then.', 0.0001, 1, flag_values=FLAGS)
-UNFREEZE = flags.DEFINE_string(
-    'unfreeze', 'all@0', 'Which layers learn from which pass on: block10@0,all@2.9 is block10, what follows it and the '
-    'dense layer at first, and all layers after 2.9 passes; head@0 is the dense layer alone.',
-    flag_values=FLAGS,
-)  # fmt: skip
-LABEL_SMOOTHING = flags.DEFINE_float(
-    'label_smoothing', 0, 'Share of the target spread evenly over all categories; 0.1 gained another team 0.2 points.',
-    0, 0.99, flag_values=FLAGS,
-)  # fmt: skip
-# What is kept and shown
-HISTORY_IMAGES = flags.DEFINE_integer(
-    'history_images', 20_000, 'Pictures in a row of history.csv, to the nearest update (paper, figure 3: 20,000).',
-    lower_bound=1, flag_values=FLAGS,
-)  # fmt: skip
 SAVE_MINUTES = flags.DEFINE_float(
     'save_minutes', 10, 'Minutes after which a checkpoint is saved within an artificial epoch too.', lower_bound=0,
     flag_values=FLAGS,
 )  # fmt: skip
+HISTORY_IMAGES = flags.DEFINE_integer(
+    'history_images', 20_000, 'Pictures in a row of history.csv, to the nearest update (paper, figure 3: 20,000).',
+    lower_bound=1, flag_values=FLAGS,
+)  # fmt: skip
 TENSORBOARD_GRAPH = flags.DEFINE_bool(
-    'tensorboard_graph',
-    False,
-    "Also write the graph of an update to TensorBoard's files: some 20 MB.",
+    'tensorboard_graph', False, "Also write the graph of an update to TensorBoard's files: some 20 MB.",
     flag_values=FLAGS,
-)
-# Devices
+)  # fmt: skip
+program.group(FLAGS, 'Devices')
 PRECISION = flags.DEFINE_enum(
     'precision', 'float32', devices.PRECISIONS,
     'What layers compute in; weights, logits and loss stay float32. mixed_bfloat16 is for GPUs since Ampere, '
@@ -130,10 +149,10 @@ XLA = flags.DEFINE_enum(
 )  # fmt: skip
 STRATEGY = flags.DEFINE_enum(
     'strategy', 'auto', devices.STRATEGIES,
-    'one device; mirrored: all GPUs of this machine (or its logical CPUs); auto: mirrored if there are several GPUs; '
-    'multiworker: all GPUs of the machines that TF_CONFIG lists (or a CPU of each). Start the same command on each, '
-    'with folders that all of them reach. Each reads shards of its own, all of them once a pass. The first writes the '
-    'run, and predicts alone, on one device.',
+    'one: one device; mirrored: all GPUs of this machine (or its logical CPUs); auto: mirrored if there are several '
+    'GPUs; multiworker: all GPUs of the machines that TF_CONFIG lists (or a CPU of each). Start the same command on '
+    'each, with folders that all of them reach. Each reads shards of its own, all of them once a pass. The first '
+    'writes the run, and predicts alone, on one device.',
     flag_values=FLAGS,
 )  # fmt: skip
 
@@ -146,7 +165,7 @@ NOT_SETTINGS = (
 
 def main(argv: list[str]) -> None:
     """Trains, or goes on training, then predicts."""
-    program.parse(FLAGS, argv, doc=__doc__)
+    program.parse(FLAGS, argv, doc=__doc__, codes='75 another machine is lost')
     started = time.monotonic()
     shards = dataset.open_shards(SHARDS_DIR.value)
     _check_flags(shards)
@@ -169,7 +188,7 @@ def main(argv: list[str]) -> None:
         runs.check_settings(RUN_DIR.value, settings)
         if runs.is_finished(RUN_DIR.value):
             print(f'{RUN_DIR.value}: training is finished already; give another --run_dir to train again')
-        elif not _train(shards, backbone, schedule, settings, strategy):
+        elif not _train(shards, backbone, schedule, settings, strategy, argv=argv):
             return
     if worker:
         print(f'worker {worker} of {workers} is done; the first one predicts')
@@ -185,14 +204,28 @@ def main(argv: list[str]) -> None:
             options = inference.Options(split=name, batch_size=batch_size)
             inference.predict_split(model, shards, options, run_dir=RUN_DIR.value)
     runs.point_latest(RUN_DIR.value)
-    print(f'wrote {RUN_DIR.value} ({runs.MODEL_NAME}, history.csv, logits) in {time.monotonic() - started:.0f} s')
-    print('next: python -m ensemble.combine --rule product')
+    logits = f'logits of {" and ".join(PREDICT.value)}' if PREDICT.value else 'no logits'
+    program.last_line(
+        f'wrote {RUN_DIR.value}: {runs.MODEL_NAME}, history.csv and {logits}, in {time.monotonic() - started:.0f} s',
+        then=_next(),
+    )
+
+
+def _next() -> str:
+    """The command that makes the most of the logits there are."""
+    if 'test' in PREDICT.value or 'val' in PREDICT.value:
+        name, rule = ('test', 'product') if 'test' in PREDICT.value else ('val', 'all')
+        folder = logits_folder.folder(RUN_DIR.value, name)
+        is_default = os.path.realpath('runs/latest') == os.path.realpath(RUN_DIR.value) and name == 'test'
+        return program.command('ensemble.combine', '--rule', rule, *(() if is_default else (f'--logits={folder}',)))
+    elsewhere = () if SHARDS_DIR.value == SHARDS_DIR.default else (f'--shards_dir={SHARDS_DIR.value}',)
+    return program.command('model.predict', f'--run_dir={RUN_DIR.value}', '--split=test', *elsewhere)
 
 
 def _check_flags(shards: Shards) -> None:
     for name in PREDICT.value:
         if name not in split.SPLITS:
-            raise InputError(f'--predict={name}: the splits are {", ".join(split.SPLITS)}')
+            raise UsageError(f'--predict={name}: the splits are {", ".join(split.SPLITS)}')
     if not shards.manifest.images('train'):
         raise InputError(f'{SHARDS_DIR.value}: holds no training pictures')
 
@@ -261,6 +294,8 @@ def _train(
     schedule: Schedule,
     settings: dict[str, object],
     strategy: tf.distribute.Strategy,
+    *,
+    argv: list[str],
 ) -> bool:
     """Trains from the start or the last checkpoint and writes the finished model; False if it was asked to end."""
     started = time.monotonic()
@@ -281,6 +316,7 @@ def _train(
             save_seconds=60 * SAVE_MINUTES.value,
             val_images=min(VAL_IMAGES.value, shards.manifest.images('val')),
             show_graph=TENSORBOARD_GRAPH.value,
+            command=program.command('model.train', *argv[1:]),
         ),
     )
     _print_plan(shards, backbone, schedule, model, strategy)
@@ -322,16 +358,19 @@ def _finish(shards: Shards, model: AccumulatingModel, training: loop.Loop, strat
     """Evaluates on all validation pictures and writes the finished model."""
     worker, _ = devices.place(strategy)
     validation = _validation(shards, strategy, limit=None)
+    accuracy = None
     if validation is not None:
         shown = None if worker else shards.manifest.images('val')
         found = training.evaluator.evaluate(validation, images=shown, go_on=training.go_on)
         if found is None:
             return False
+        accuracy = found.accuracy
         if worker == 0:
             evaluation.write_by_category(found, shards.label_map, runs.by_category_path(RUN_DIR.value))
         levels = ', '.join(f'level {number} {share:.4f}' for number, share in enumerate(found.levels, start=1))
-        print(f'accuracy on all {found.images.sum():,} validation pictures: {found.accuracy:.4f} ({levels})')
+        print(f'accuracy on all {found.images.sum():,} validation pictures: {accuracy:.4f} ({levels})')
     if worker == 0:
+        training.end(accuracy)
         runs.save_model(model.classifier, RUN_DIR.value)
     return True
 

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 
 from pipeline import storage
-from pipeline.errors import InputError, one_line
+from pipeline.errors import InputError, UsageError, one_line
 
 Place = int | tuple[str, int]
 
@@ -80,7 +80,7 @@ def read(path: str) -> tuple[dict[Place, SavedLayer], str]:
         InputError: it can't be read, or holds no weights.
     """
     if not path.endswith(('.keras', '.h5')):
-        raise InputError(f'--weights={path}: must be imagenet, none, or a .keras, .weights.h5 or .h5 file')
+        raise UsageError(f'--weights={path}: must be imagenet, none, or a .keras, .weights.h5 or .h5 file')
     try:
         with storage.open_read(path) as file:
             content = file.read()

@@ -17,7 +17,7 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import apache_beam as beam
@@ -38,8 +38,8 @@ from apache_beam.runners.portability.local_job_service import SubprocessSdkWorke
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 from google.protobuf import json_format, text_format
 
-from pipeline import beam_worker, flink
-from pipeline.errors import InputError
+from pipeline import beam_worker, flink, program
+from pipeline.errors import InputError, with_remedy
 
 KILLED = (
     'a worker process was killed, perhaps for want of memory; give the same command again, or fewer processes '
@@ -135,11 +135,12 @@ def _quiet_threads() -> Iterator[None]:
         threading.excepthook = before
 
 
-def engine(argv: list[str]) -> Engine:
+def engine(argv: list[str], *, known: Iterable[str] = ()) -> Engine:
     """The engine that a command line asks for.
 
     Args:
         argv: Beam's flags: what the program itself didn't know.
+        known: the program's own flags, which a mistyped one may be.
 
     Raises:
         flags.Error: a flag, value or runner that Beam doesn't know either, or a stray word.
@@ -148,7 +149,7 @@ def engine(argv: list[str]) -> Engine:
     runner = options.view_as(StandardOptions).runner or 'DirectRunner'
     if runner in ('DirectRunner', 'FnApiRunner', 'FlinkRunner'):
         _quiet_logs()
-        _refuse_unknown(argv)
+        _refuse_unknown(argv, known)
     return Engine(_local_processes(argv, options) if runner == 'DirectRunner' else _runner(runner), options)
 
 
@@ -260,13 +261,13 @@ def _runner(name: str) -> beam.runners.PipelineRunner:
         raise flags.Error(f'--runner={name}: {error}') from None
 
 
-def _refuse_unknown(argv: list[str]) -> None:
+def _refuse_unknown(argv: list[str], own: Iterable[str]) -> None:
     """Beam drops what it doesn't know with no more than a warning; a mistyped flag must not be lost so quietly."""
     options = PipelineOptions(argv)
     known = options.get_all_options(retain_unknown_options=False)
     for name in options.get_all_options(retain_unknown_options=True):
         if name not in known:
-            raise flags.Error(f'unknown flag --{name}: neither this program nor Beam has it')
+            raise program.unknown_flag(name, [*own, *known])
     for before, word in zip(['', *argv], argv, strict=False):
         if not word.startswith('-') and (not before.startswith('-') or '=' in before):
             raise flags.Error(f'unexpected argument {word!r}: every option is written --name=value')
@@ -285,7 +286,8 @@ def _input_error(error: Exception) -> InputError | None:
     """
     if 'Channel closed prematurely' in str(error):  # Beam's words for it
         return InputError(KILLED)
-    pattern = re.compile(r'^(?:pipeline\.errors\.\w+: |\w+Error: (?=\[Errno ))(.+)$', re.MULTILINE)
+    raised = r'pipeline\.errors\.\w+: |\w+Error: (?=\[Errno )'
+    pattern = re.compile(rf'^(?:builtins\.RuntimeError: )?(?:{raised})(.+)$', re.MULTILINE)
     text = f'{type(error).__module__}.{type(error).__qualname__}: {error}'
     found = pattern.findall(text) or pattern.findall(text.replace('\\n', '\n'))
-    return InputError(re.sub(r" \[while running '.*$", '', found[-1])) if found else None
+    return InputError(with_remedy(re.sub(r" \[while running '.*$", '', found[-1]))) if found else None

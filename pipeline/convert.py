@@ -1,12 +1,12 @@
 """Turns a catalogue on disk into shards for training: `python -m pipeline.convert --runner=DirectRunner`
 
-A Beam job in three steps; the pictures go straight from the .bson file into a shard.
+A shard is a file of some 128 MB with thousands of products in random order, as training reads them. A Beam job in
+three steps; the pictures go straight from the .bson file into a shard.
   read    the index: where each product stands in its file, its id and category; pictures are not read
   plan    which split it belongs to (10 % of every category are held out), which shard, and its place there
   write   each shard: read its products by position, write under a temporary name, rename
-The manifest is written last. The same input and seed give the same bytes on every runner and number of processes.
-Beam's flags pass through: --runner=DirectRunner (the default: one process a core), FnApiRunner (one process),
-FlinkRunner, DataflowRunner, and what belongs to each, such as --direct_num_workers=4.
+The manifest, which lists the shards, is written last. The same input and seed give the same bytes on every runner and
+number of processes. The same command goes on with a conversion that was interrupted.
 """
 
 from __future__ import annotations
@@ -29,35 +29,45 @@ from pipeline import beam_job, categories, journal, manifest, plan, shards, stor
 from pipeline.errors import CatalogueError, InputError
 
 FLAGS = program.flag_values()
+program.group(FLAGS, 'Input and output')
 INPUT_DIR = flags.DEFINE_string(
-    'input_dir', 'data', 'Folder of train.bson, test.bson and category_names.csv.', flag_values=FLAGS
+    'input_dir', 'data', 'Folder of train.bson, test.bson and category_names.csv: the catalogue.', flag_values=FLAGS
 )
-OUTPUT_DIR = flags.DEFINE_string('output_dir', 'data/shards', 'Folder for the shards.', flag_values=FLAGS)
+OUTPUT_DIR = flags.DEFINE_string(
+    'output_dir', 'data/shards', 'Folder for the shards, on this machine or s3://bucket/folder.', flag_values=FLAGS
+)
+program.group(FLAGS, 'Split and shards')
 VAL_FRACTION = flags.DEFINE_float(
     'val_fraction', 0.1, 'Share of the products of every category held out for validation (paper: 0.1).',
     lower_bound=0, upper_bound=0.5, flag_values=FLAGS,
 )  # fmt: skip
-SEED = flags.DEFINE_integer('seed', 0, 'Which products are held out, and the order in the shards.', flag_values=FLAGS)
-SHARD_MB = flags.DEFINE_integer(
-    'shard_mb', 128, 'About how large a shard is, MB; a process holds one in memory.', lower_bound=1, flag_values=FLAGS
+SEED = flags.DEFINE_integer(
+    'seed', 0, 'Decides which products are held out, and the order in the shards.', flag_values=FLAGS
 )
+SHARD_MB = flags.DEFINE_integer(
+    'shard_mb', 128, 'About how large a shard is, in MB (a million bytes).', lower_bound=1, flag_values=FLAGS
+)
+program.group(FLAGS, 'Damaged catalogues')
 ON_ERROR = flags.DEFINE_enum(
     'on_error', 'stop', ['stop', 'skip'],
     'What to do with a document that can not be used: end the conversion, or leave it out and list it in '
     'rejected.jsonl.', flag_values=FLAGS,
 )  # fmt: skip
 MAX_REJECTED = flags.DEFINE_float(
-    'max_rejected', 0.001, 'With --on_error=skip, the largest share of all documents that may be left out.',
+    'max_rejected', 0.001, 'With --on_error=skip, the largest share of all documents, and of all bytes, that may '
+    'be left out; more end the conversion.',
     lower_bound=0, upper_bound=1, flag_values=FLAGS,
 )  # fmt: skip
 PLAN_ONLY = flags.DEFINE_bool(
     'plan_only', False, 'Stop after the plan: check the catalogue and say what would be written.', flag_values=FLAGS
 )
 
+NOTE_SECONDS = 2  # between two notes of how far a source is read
+
 
 def main(argv: list[str]) -> None:
     """Converts a catalogue."""
-    engine = beam_job.engine(program.parse(FLAGS, argv, doc=__doc__, pass_through=True))
+    engine = beam_job.engine(program.parse(FLAGS, argv, doc=__doc__, pass_through=True), known=FLAGS)
     started = time.time()
     _check_sources(INPUT_DIR.value)
     job = plan.Job(
@@ -77,7 +87,7 @@ def main(argv: list[str]) -> None:
     storage.make_folder(job.output_dir)
     shards.forget_plan(job)
     try:
-        with program.watched(lambda: _progress(job), unit=' shards'):
+        with program.watched(lambda: _progress(job)):
             report = engine.run(lambda pipeline: _build(pipeline, job))
     except BaseException:
         with contextlib.suppress(InputError, OSError):  # the first error is the one to tell
@@ -87,13 +97,19 @@ def main(argv: list[str]) -> None:
     _print_times(report, seconds=time.time() - started, source_bytes=source_bytes)
     shards.end(job)
     if job.plan_only:
-        print('no shards were written; next: the same command without --plan_only')
+        again = program.command(
+            'pipeline.convert', *(word for word in argv[1:] if word != '--plan_only'), '--noplan_only'
+        )
+        program.last_line(f'wrote no shards into {job.output_dir}: this is only the plan', then=again)
         return
     made = manifest.read(job.output_dir, kind='shards', remedy='run pipeline.convert again')
     journal.remove_stale(job.output_dir, made)
     _log(made, report, seconds=time.time() - started, source_bytes=source_bytes)
-    print(f'wrote {len(made.files)} shards and {manifest.NAME} to {job.output_dir}')
-    print('next: python -m model.train --flagfile=noaug.flags')
+    elsewhere = () if job.output_dir == OUTPUT_DIR.default else (f'--shards_dir={job.output_dir}',)
+    program.last_line(
+        f'wrote {job.output_dir}: {len(made.files)} shards and {manifest.NAME}',
+        then=program.command('model.train', '--flagfile=noaug.flags', *elsewhere),
+    )
 
 
 def _check_sources(input_dir: str) -> None:
@@ -144,12 +160,16 @@ def _build(pipeline: beam.Pipeline, job: plan.Job) -> None:
 def plan_source(source: int, job: plan.Job) -> Iterator[Any]:
     """The shards of a source file; its totals and what is rejected go to outputs of their own."""
     blocks = []
+    noted = time.monotonic()
     with beam_job.span('read'):
         for found in plan.index_source(source, job):
             if isinstance(found, plan.Rejected):
                 yield beam.pvalue.TaggedOutput('rejected', found)
             else:
                 blocks.append(found)
+                if time.monotonic() - noted > NOTE_SECONDS and len(found):
+                    shards.note_read(source, int(found['offset'][-1] + found['length'][-1]), job)
+                    noted = time.monotonic()
     places = np.concatenate([np.empty(0, plan.PLACE), *blocks])
     blocks.clear()
     for made in plan.plan_source(source, places, job):
@@ -170,11 +190,12 @@ def write_shard(shard: plan.Shard, _: shards.Plan, job: plan.Job) -> manifest.Fi
     return made
 
 
-def _progress(job: plan.Job) -> tuple[str, int, int]:
-    """What is done at the moment, and how many shards of how many."""
+def _progress(job: plan.Job) -> program.Standing:
+    """What is done at the moment: how much of the catalogue is read, then how many shards are written."""
     if not shards.is_planned(job):
-        return 'read and plan', 0, 0
-    return 'write', shards.finished(job), shards.read_plan(job).shards
+        size = sum(source['bytes'] for source in job.sources)
+        return program.Standing('read and plan', shards.bytes_read(job), size, 'B')
+    return program.Standing('write', shards.finished(job), shards.read_plan(job).shards, 'shards')
 
 
 def _print_plan(job: plan.Job) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import google_crc32c
 
-from pipeline import storage
+from pipeline import progress, storage
 from pipeline.errors import InputError
 
 NAME = 'manifest.json'
@@ -113,7 +113,9 @@ def read(folder: str, *, kind: str, remedy: str, check_files: bool = True) -> Ma
         manifest = Manifest(kind, values['about'], tuple(_checked(entry, kind) for entry in values['files']))
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f'{path}: not a manifest ({error!r}); make the {kind} again: {remedy}') from None
-    for entry in manifest.files if check_files else ():
+    listed = manifest.files if check_files else ()
+    # On a remote file system each takes a request or two.
+    for entry in progress.progress(listed, total=len(listed), label=f'look for the {kind}', unit='files'):
         data_path = storage.join(folder, entry.name)
         if not storage.exists(data_path) or storage.size(data_path) != entry.bytes:
             raise InputError(f'{data_path}: missing or not {entry.bytes} bytes long; make the {kind} again: {remedy}')

@@ -20,6 +20,7 @@ from pipeline import bson_stream, categories, journal, manifest, plan, records, 
 from pipeline.errors import InputError
 
 PLAN = 'plan'  # in the journal's folder, which is gone once all is done
+READ = 'read'  # beside it, with the number of a source: how many bytes of it are read
 PLACES = '.places'  # the journal's files of places, one a split: PLACE [n], in the order in which they are written
 PRODUCTS = 4 * manifest.CHUNK_PRODUCTS  # read at a time: 4 MB
 REJECTED = 'rejected.jsonl'  # beside the shards: a line for each document that was left out
@@ -114,6 +115,24 @@ def _list_rejected(rejected: list[plan.Rejected], path: str) -> None:
         for one in sorted(rejected, key=lambda one: (one.source, one.damage.offset)):
             row = {'file': plan.SOURCES[one.source], **dataclasses.asdict(one.damage)}
             file.write((json.dumps(row) + '\n').encode())
+
+
+def note_read(source: int, size: int, job: plan.Job) -> None:
+    """Notes how many bytes of a source file are read, for whoever watches."""
+    storage.make_folder(storage.join(job.output_dir, journal.FOLDER))
+    with storage.atomic_writer(_in_journal(f'{READ}-{source}', job)) as file:
+        file.write(str(size).encode())
+
+
+def bytes_read(job: plan.Job) -> int:
+    """How many bytes of all source files are noted as read."""
+    size = 0
+    for source in range(len(plan.SOURCES)):
+        path = _in_journal(f'{READ}-{source}', job)
+        if storage.exists(path):
+            with storage.open_read(path) as file:
+                size += int(file.read())
+    return size
 
 
 def is_planned(job: plan.Job) -> bool:

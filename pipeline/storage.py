@@ -197,7 +197,8 @@ def atomic_path(path: str) -> Iterator[str]:
     except BaseException as error:
         if exists(temporary):
             remove(temporary)
-        if isinstance(error, OSError) and error.errno and not error.filename:  # a full disk is told without the file
+        # A full disk is told without the file, and nobody knows the temporary name.
+        if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
             raise OSError(error.errno, error.strerror, path) from None
         raise
 

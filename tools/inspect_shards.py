@@ -1,8 +1,9 @@
 """Checks shards, and shows some of their products: `python -m tools.inspect_shards`
 
-Everything is checked that conversion promises: each file's length and checksum, the checksums of each record, that each
-record is a whole product with its pictures, in the shard and at the place that is its own, of the right split and
-label, and that no product stands twice. Broken rules are told a line each, and the exit code is 1.
+Shards are the files that pipeline.convert writes. Everything is checked that it promises: each file's length and
+checksum, the checksums of each record, that each record is a whole product with its pictures, in the shard and at the
+place that is its own, of the right split and label, and that no product stands twice. Broken rules are told a line
+each, and the exit code is 1.
 With --grid=FILE.png it also draws some products (needs the extra `demo`); with --noverify it does nothing else:
 
     python -m tools.inspect_shards --grid=products.png --noverify
@@ -22,16 +23,20 @@ from tools import sample_products, shard_checks, shard_grid
 from tools.shard_checks import Report
 
 FLAGS = program.flag_values()
+program.group(FLAGS, 'Checking')
 SHARDS_DIR = flags.DEFINE_string('shards_dir', 'data/shards', 'Folder of the shards.', flag_values=FLAGS)
 VERIFY = flags.DEFINE_bool('verify', True, 'Check the shards; --noverify: only draw the grid.', flag_values=FLAGS)
-GRID = flags.DEFINE_string('grid', None, 'Draw products and their pictures into this PNG file.', flag_values=FLAGS)
+program.group(FLAGS, 'Drawing')
+GRID = flags.DEFINE_string(
+    'grid', None, 'Draw some products with their pictures into this PNG file.', flag_values=FLAGS
+)
 GRID_PRODUCTS = flags.DEFINE_integer(
     'grid_products', 24, 'How many products the grid shows.', lower_bound=1, upper_bound=1000, flag_values=FLAGS
 )
 SPLIT = flags.DEFINE_enum(
     'split', 'all', ('all', *split.SPLITS), 'Which products the grid shows; all: some of each.', flag_values=FLAGS
 )
-SEED = flags.DEFINE_integer('seed', 0, 'Which products the grid shows.', lower_bound=0, flag_values=FLAGS)
+SEED = flags.DEFINE_integer('seed', 0, 'Decides which products the grid shows.', lower_bound=0, flag_values=FLAGS)
 
 REMEDY = 'python -m pipeline.convert --runner=DirectRunner'
 
@@ -48,11 +53,13 @@ def main(argv: list[str]) -> None:
     label_map = categories.read(folder)
     if VERIFY.value:
         verify(folder, made, label_map)
+    done = f'checked {folder}: it is sound'
     if GRID.value:
-        draw(folder, made, label_map, path=GRID.value)
-    sound = f'{folder} is sound' if VERIFY.value else f'{folder} was not checked'
-    elsewhere = '' if folder == SHARDS_DIR.default else f' --shards_dir={folder}'
-    print(f'{sound}; next: python -m model.train --flagfile=noaug.flags{elsewhere}')
+        drawn = draw(folder, made, label_map, path=GRID.value)
+        state = 'is sound' if VERIFY.value else 'was not checked'
+        done = f'wrote {GRID.value}: {drawn} products of {folder}, which {state}'
+    elsewhere = () if folder == SHARDS_DIR.default else (f'--shards_dir={folder}',)
+    program.last_line(done, then=program.command('model.train', '--flagfile=noaug.flags', *elsewhere))
 
 
 def verify(folder: str, made: Manifest, label_map: Categories) -> None:
@@ -103,8 +110,8 @@ def _percent(part: int, whole: int) -> str:
     return f'{100 * part / whole:.1f} %' if whole else '0 %'
 
 
-def draw(folder: str, made: Manifest, label_map: Categories, *, path: str) -> None:
-    """Writes the grid into a PNG file."""
+def draw(folder: str, made: Manifest, label_map: Categories, *, path: str) -> int:
+    """Writes the grid into a PNG file; says how many products it shows."""
     splits = split.SPLITS if SPLIT.value == 'all' else (SPLIT.value,)
     places = sample_products.choose(made, splits=splits, products=GRID_PRODUCTS.value, seed=SEED.value)
     if not places:
@@ -113,7 +120,7 @@ def draw(folder: str, made: Manifest, label_map: Categories, *, path: str) -> No
     picture = shard_grid.draw(products, label_map, title=shard_grid.title(made, products, seed=SEED.value))
     with storage.atomic_writer(path) as file:
         file.write(picture)
-    print(f'wrote {len(products)} products to {path}')
+    return len(products)
 
 
 if __name__ == '__main__':

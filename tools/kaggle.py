@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import storage
+from pipeline import program, storage
 from pipeline.errors import InputError
 
 try:
@@ -79,6 +79,14 @@ def finished_counts(output_dir: str, wanted: Mapping[str, Any], *, marker_name: 
             raise InputError(f'{path}: not made by this program, so it stays: choose another --output_dir')
     whole = present.issuperset(sizes) and marker.get('wanted') == wanted
     return marker['counts'] if whole else None
+
+
+def convert_command(output_dir: str) -> str:
+    """The command that makes shards of a catalogue; those of one outside data/ lie in its own folder."""
+    words = ['--runner=DirectRunner']
+    if output_dir.rstrip('/') != 'data':
+        words += [f'--input_dir={output_dir}', f'--output_dir={storage.join(output_dir, "shards")}']
+    return program.command('pipeline.convert', *words)
 
 
 def summary(counts: Mapping[str, Any]) -> str:

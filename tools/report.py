@@ -10,7 +10,6 @@ picture of which it has logits (model.predict --tta=5), accuracy with a 95 % boo
 rule mean with an interval and McNemar's exact test; then top 5, the levels of the categories, and the accuracy over
 products with 1 to 4 pictures, and with or without a picture that stands in the training set too.
 With --split=test --solution=data/solution.csv both are of the test set.
-Beam's flags pass through: --runner=DirectRunner (the default: one process a core), FlinkRunner and others.
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ from tools.reports import predicted, training
 from tools.table import Row, Store
 
 FLAGS = program.flag_values()
-FLAGS.set_gnu_getopt()  # flags may stand after the runs
 RUN_DIR = flags.DEFINE_string(
     'run_dir', 'runs/latest', "The run's folder; the folders of others to compare it with may follow, without a flag.",
     flag_values=FLAGS,
@@ -56,13 +54,13 @@ PAGE_NAME = 'report.html'
 
 def main(argv: list[str]) -> None:
     """Reports on a run, or on the runs named on the command line."""
-    rest = program.parse(FLAGS, argv, doc=__doc__, pass_through=True)
+    rest = program.parse(FLAGS, argv, doc=__doc__, pass_through=True, words='[RUN ...]')
     folders = _folders([word for word in rest if not word.startswith('-')])
     if SPLIT.value == 'test' and TABLE.value and not SOLUTION.value:
         raise InputError("--split=test needs the products' categories: give --solution=data/solution.csv")
     if SPLIT.value != 'test' and SOLUTION.value:
         raise InputError(f'--solution={SOLUTION.value} is for the test set; give --split=test, or leave it out')
-    engine = beam_job.engine([word for word in rest if word.startswith('-')])
+    engine = beam_job.engine([word for word in rest if word.startswith('-')], known=FLAGS)
     if TABLE.value:
         _make_table(engine, folders, output_dir=OUTPUT_DIR.value or folders[0])
     else:
@@ -120,8 +118,7 @@ def _make_table(engine: Engine, folders: list[str], *, output_dir: str) -> None:
     views = '' if best.views == 'pooled' else f' --views={best.views}'
     logits = logits_folder.of_split(best.store.folder, 'test')
     print(
-        f'wrote {path}.md and {path}.csv; next, the submission of the best here: '
-        f'python -m ensemble.combine --rule {best.rule}{views} --logits={logits}'
+        f'wrote {path}.md and {path}.csv; next: python -m ensemble.combine --rule {best.rule}{views} --logits={logits}'
     )
 
 

@@ -1,17 +1,16 @@
-"""Makes a catalogue of any size with the statistics of Kaggle's Cdiscount catalogue, out of drawn pictures.
+"""Makes a catalogue of any size, like Kaggle's: `python -m tools.synthetic_catalogue --products=250000`
 
 For trying how a program scales: sizes of categories, pictures of a product, repeated pictures, gaps between ids and the
 bytes of a picture are distributed as Kaggle's are. The same flags give the same bytes.
 
-Synopsis:
+As many products as Kaggle has, of a ninth of the bytes:
 
-    python -m tools.synthetic_catalogue --products=250000 --output_dir=data/synthetic
     python -m tools.synthetic_catalogue --products=7069896 --blank --output_dir=data/synthetic
 
 Files made: train.bson, test.bson and category_names.csv as Kaggle has them; solution.csv, the test products'
 categories; synthetic_catalogue.json, written last. A product takes 8.3 kB, with --blank 1 kB.
 
-Needs: pip install pillow
+Needs: pip install -c constraints.txt -e '.[demo]'
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from tools import kaggle, synthetic_draws
 FLAGS = program.flag_values()
 OUTPUT_DIR = flags.DEFINE_string('output_dir', 'data/synthetic', 'Folder for the catalogue.', flag_values=FLAGS)
 PRODUCTS = flags.DEFINE_integer(
-    'products', 100_000, 'Products in train.bson; test.bson gets a quarter of it. Kaggle has 7069896.',
+    'products', 100_000, 'Products in train.bson; test.bson gets a quarter as many. Kaggle has 7_069_896.',
     lower_bound=1, upper_bound=500_000_000, flag_values=FLAGS,  # beyond it ids would leave int32
 )  # fmt: skip
 CATEGORIES = flags.DEFINE_integer(
@@ -42,7 +41,9 @@ BLANK = flags.DEFINE_bool(
     'blank', False, 'Pictures of one colour only, a ninth of the bytes: for trying how metadata scales.',
     flag_values=FLAGS,
 )  # fmt: skip
-SEED = flags.DEFINE_integer('seed', 0, 'Decides every draw.', lower_bound=0, flag_values=FLAGS)
+SEED = flags.DEFINE_integer(
+    'seed', 0, 'Decides ids, categories and pictures of all products.', lower_bound=0, flag_values=FLAGS
+)
 
 MARKER = 'synthetic_catalogue.json'
 # Raise this when the files made from the same flags change.
@@ -80,7 +81,7 @@ def main(argv: list[str]) -> None:
     wanted = {'layout': LAYOUT} | {flag.name: flag.value for flag in (PRODUCTS, CATEGORIES, BLANK, SEED)}
     test = max(1, round(PRODUCTS.value * kaggle.TEST_PRODUCTS / kaggle.TRAIN_PRODUCTS))
     number = min(CATEGORIES.value, max(1, (PRODUCTS.value + test) // synthetic_draws.SMALLEST_CATEGORY))
-    made = f'{output_dir} holds this catalogue already: nothing to do'
+    made = f'found {output_dir}: this catalogue, so nothing was written'
     counts = kaggle.finished_counts(output_dir, wanted, marker_name=MARKER)
     if not counts:
         if number < CATEGORIES.value:
@@ -95,10 +96,9 @@ def main(argv: list[str]) -> None:
         _write_marker(output_dir, {'wanted': wanted, 'counts': counts, 'files': sizes})
         seconds, megabytes = time.monotonic() - start, sum(sizes.values()) / 1e6
         files = ', '.join(f'{name} {size / 1e6:,.1f} MB' for name, size in sizes.items())
-        made = f'made {output_dir} in {seconds:.1f} s, {megabytes / seconds:,.0f} MB/s: {files}'
+        made = f'wrote {output_dir}: {files}, in {seconds:.1f} s, {megabytes / seconds:,.0f} MB/s'
     print(kaggle.summary(counts))
-    print(made)
-    print(f'next: python -m pipeline.convert --runner=DirectRunner --input_dir={output_dir}')
+    program.last_line(made, then=kaggle.convert_command(output_dir))
 
 
 def write_names(output_dir: str, number: int, *, seed: int) -> np.ndarray:
@@ -124,7 +124,7 @@ def write_products(
             stack.enter_context(storage.atomic_writer(storage.join(output_dir, name)))
             for name in ('train.bson', 'test.bson', 'solution.csv')
         )
-        bar = stack.enter_context(program.progress(total=train + test, label='writing', unit=' products'))
+        bar = stack.enter_context(program.progress(total=train + test, label='write', unit='products'))
         solution.write(b'_id,category_id\n')
         for product_id, code, pictures, keys in blocks:
             category_id, is_test = category_ids[code // 2], code % 2 == 1

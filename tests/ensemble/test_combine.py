@@ -113,7 +113,8 @@ def test_val_logits_are_scored_and_their_predictions_written(run_dir: Path, caps
     run(run_dir, '--rule=first', split='val/')
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == 'first: accuracy 0.3333 (95 % interval 0.0000 to 1.0000, 3 products)'
-    assert lines[3] == f'next: python -m ensemble.combine --rule first --logits={run_dir}/logits/test'
+    command = f'python -m ensemble.combine --rule first --logits={run_dir}/logits/test'
+    assert lines[2] == f'wrote {run_dir}/predictions/val: the predictions for 3 products; next: {command}'
     assert made_in(run_dir) == [*predictions_of('val'), worklog.NAME]
 
 
@@ -136,7 +137,7 @@ def test_all_rules_are_compared_in_one_reading(run_dir: Path, capsys: pytest.Cap
     }
     assert lines[9].startswith('with two pictures or more, product gains ')
     assert lines[10] == (
-        f'wrote {run_dir}/rules-{split}.csv; '
+        f'wrote {run_dir}/rules-{split}.csv: all rules; '
         f'next: python -m ensemble.combine --rule product --logits={run_dir}/logits/test'
     )
     assert made_in(run_dir) == [f'rules-{split}.csv', worklog.NAME]
@@ -278,7 +279,7 @@ def test_a_product_in_two_shards_is_refused(
 def test_help_shows_the_rules(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         combine.main(['combine', '--help'])
-    shown = capsys.readouterr().out
+    shown = ' '.join(capsys.readouterr().out.split())
     assert 'mean, product, rms, median, power, max, first, or all to compare them' in shown
 
 

@@ -310,7 +310,9 @@ def test_what_is_fitted_on_val_combines_test_at_once_and_from_its_file(
     assert shown[5].startswith('equal weights ')
     assert shown[6].startswith('fitted, by cross-validation ')
     assert shown[7].startswith('by cross-validation what was fitted gains ')
-    assert shown[8].startswith(f'wrote {runs}/ensemble/mixture.json; to use it again: python -m ensemble.combine ')
+    assert shown[8].startswith(
+        f'wrote {runs}/ensemble/mixture.json: what was fitted; next: python -m ensemble.combine '
+    )
     names = ['mixture.json', 'predictions', 'submission.csv.gz', worklog.NAME]
     assert sorted(path.name for path in (runs / 'ensemble').iterdir()) == names
     assert [entry.name for entry in worklog.read(f'{runs}/ensemble')] == ['fit mean on val', 'combine mean on test']

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
-from model import board
+from model import board, history
 from model.board import Board
 from pipeline import augment
 
@@ -22,28 +22,35 @@ def values(events: EventAccumulator, name: str) -> list[tuple[int, float]]:
     return [(event.step, float(tf.make_ndarray(event.tensor_proto))) for event in events.Tensors(name)]
 
 
-def test_every_curve_has_its_points_by_update(tmp_path):
+def test_training_and_validation_share_the_charts_of_loss_and_accuracy(tmp_path):
     made = Board(str(tmp_path))
-    made.scalars(20, {'loss': 2.5, 'accuracy': 0.25})
-    made.scalars(40, {'loss': 1.5, 'accuracy': 0.5, 'val_accuracy': 0.75})
-    events = read_back(tmp_path)
-    assert values(events, 'loss') == [(20, 2.5), (40, 1.5)]
-    assert values(events, 'accuracy') == [(20, 0.25), (40, 0.5)]
-    assert values(events, 'val_accuracy') == [(40, 0.75)]
+    made.scalars(20, {'loss': 2.5, 'accuracy': 0.25, 'learning_rate': 0.5})
+    made.scalars(40, {'loss': 1.5, 'accuracy': 0.5, 'val_loss': 2.0, 'val_accuracy': 0.75, 'val_level1': 1.0})
+    train, validation = read_back(tmp_path / 'train'), read_back(tmp_path / 'validation')
+    assert values(train, 'quality/loss') == [(20, 2.5), (40, 1.5)]
+    assert values(train, 'quality/accuracy') == [(20, 0.25), (40, 0.5)]
+    assert values(train, 'training/learning_rate') == [(20, 0.5)]
+    assert values(validation, 'quality/loss') == [(40, 2.0)]
+    assert values(validation, 'quality/accuracy') == [(40, 0.75)]
+    assert values(validation, 'quality/accuracy_level1') == [(40, 1.0)]
 
 
-def test_a_run_that_goes_on_adds_to_its_curves(tmp_path):
-    """Its new process makes a second file in the same folder."""
-    for step in (1, 2):
-        Board(str(tmp_path)).scalars(step, {'loss': 1.0 / step})
-    assert len(list(tmp_path.iterdir())) == 2
-    found = sorted(
-        (event.step, float(tf.make_ndarray(event.summary.value[0].tensor)))
-        for path in tmp_path.iterdir()
-        for event in tf.compat.v1.train.summary_iterator(str(path))
-        if event.summary.value
-    )
-    assert found == [(1, 1.0), (2, 0.5)]
+def test_every_column_of_the_history_that_is_measured_has_a_curve():
+    place = {'step', 'images', 'passes', 'epoch', 'stage'}
+    assert set(board.CURVES) == set(history.COLUMNS) - place
+
+
+def test_a_run_that_goes_on_adds_to_its_curves_and_shows_no_update_twice(tmp_path):
+    """It was killed after update 4, its last checkpoint was of update 2; its new process makes a second file."""
+    first = Board(str(tmp_path))
+    for step in (1, 2, 3, 4):
+        first.scalars(step, {'loss': step, 'val_loss': step + 0.5})
+    again = Board(str(tmp_path), first_step=3)
+    for step in (3, 5):
+        again.scalars(step, {'loss': 10.0 * step})
+    assert len(list((tmp_path / 'train').iterdir())) == 2
+    assert values(read_back(tmp_path / 'train'), 'quality/loss') == [(1, 1), (2, 2), (3, 30), (5, 50)]
+    assert values(read_back(tmp_path / 'validation'), 'quality/loss') == [(1, 1.5), (2, 2.5)]
 
 
 @pytest.mark.parametrize(('size', 'count'), [(180, 30), (60, 7)])
@@ -55,7 +62,7 @@ def test_the_pictures_are_the_augmented_ones_pixel_by_pixel(tmp_path, size, coun
     augmentation = augment.Augmentation(crop_probability=0.5, flip_probability=0.5)
     Board(str(tmp_path)).pictures(7, images, draws, augmentation=augmentation, size=size)
 
-    (event,) = read_back(tmp_path).Tensors('augmented training pictures')
+    (event,) = read_back(tmp_path / 'train').Tensors('augmented training pictures')
     assert event.step == 7
     width, height, png = tf.make_ndarray(event.tensor_proto)
     shown = tf.io.decode_png(png).numpy()
@@ -80,4 +87,4 @@ def test_a_grid_is_filled_row_by_row():
 def test_the_graph_is_that_of_the_function(tmp_path):
     graph = tf.function(lambda x: tf.sin(x, name='of_an_update')).get_concrete_function(tf.constant(0.0)).graph
     Board(str(tmp_path)).graph(graph)
-    assert 'of_an_update' in [node.name for node in read_back(tmp_path).Graph().node]
+    assert 'of_an_update' in [node.name for node in read_back(tmp_path / 'train').Graph().node]

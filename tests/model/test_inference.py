@@ -153,7 +153,7 @@ def test_the_progress_bar_counts_what_is_kept_but_not_for_the_rate(shards, stopp
 
     monkeypatch.setattr(program, 'progress', progress)
     predict.main(arguments(shards, stopped_dir))
-    (bar,) = bars
+    (bar,) = (bar for bar in bars if bar.label == 'predict val')
     kept = sum(file.images for file in logits.read_manifest(str(store(stopped_dir))).files[:3])
     assert (bar.initial, bar.n, bar.total) == (kept, 86, 86)
 

@@ -19,7 +19,7 @@ from model.accumulate import AccumulatingModel
 from model.evaluation import Evaluation
 from model.loop import Loop, Options
 from model.stages import Schedule, Stage
-from pipeline import augment
+from pipeline import augment, progress
 from pipeline.errors import InputError
 
 SIDE = 4
@@ -293,11 +293,17 @@ def test_history_has_a_row_at_each_end_of_a_window_and_of_an_artificial_epoch(
 
 
 @pytest.mark.parametrize(('total_steps', 'times'), [(20, 0), (21, 1), (30, 1)])
-def test_progress_has_rate_loss_and_accuracy_and_tells_the_time_left_once(tmp_path, capsys, total_steps, times):
+def test_progress_has_rate_loss_and_accuracy_and_tells_the_time_left_once(
+    tmp_path, capsys, monkeypatch, total_steps, times
+):
+    monkeypatch.setattr(progress, 'WATCHED_AFTER', 0)
     loop = make_loop(tmp_path, total_steps=total_steps, epoch_steps=10, learning_rate=0.0, accuracies=[0.5, 0.25, 0.75])
     loop.run(black(*[[0] * 2 + [1] * 4] * total_steps), validation=())
     out, err = capsys.readouterr()
-    assert re.search(rf'{6 * total_steps:.0f}/{6 * total_steps:.0f} .*lr 0, loss 1.099, accuracy 0.333\]\s*$', err)
+    last = [line for line in err.splitlines() if line.startswith('train: ')][-1]
+    images = 6 * total_steps
+    pattern = rf'train: {images} of {images} images \(100 %\), .* images/s; learning rate 0, loss 1.099, accuracy 0.333'
+    assert re.fullmatch(pattern, last)
     told = [line for line in out.splitlines() if line.startswith('artificial epoch')]
     assert told[:2] == [
         'artificial epoch 1: update 10, validation accuracy 0.5000, the best 0.5000',

@@ -130,7 +130,9 @@ def test_views_of_prediction_are_the_plain_picture_and_others(run, shards_dir, c
         ['predict', f'--run_dir={run}', f'--shards_dir={shards_dir}', '--split=test', '--tta=3', '--micro_batch=7']
     )
     folder = str(run / 'logits' / 'test-tta3')
-    assert capsys.readouterr().out.endswith(f'next: python -m ensemble.combine --rule product --logits={folder}\n')
+    assert capsys.readouterr().out.endswith(
+        f'wrote {folder}: the logits of test; next: python -m ensemble.combine --rule product --logits={folder}\n'
+    )
     (file,) = logits.read_manifest(folder).files
     (views,) = logits.read_shard(folder, file)
     (file,) = logits.read_manifest(str(run / 'logits' / 'test')).files

@@ -37,9 +37,10 @@ def test_every_local_runner_runs_the_steps(tmp_path: Path, argv):
 @pytest.mark.parametrize(
     ('words', 'error'),
     [
-        (['--shard_md=1'], 'unknown flag --shard_md: neither this program nor Beam has it'),
-        (['--shard_md', '1'], 'unknown flag --shard_md: neither this program nor Beam has it'),
-        (['--direct_num_worker=2'], 'unknown flag --direct_num_worker: neither this program nor Beam has it'),
+        (['--shard_md=1'], 'unknown flag --shard_md, perhaps --shard_mb is meant'),
+        (['--shard_md', '1'], 'unknown flag --shard_md, perhaps --shard_mb is meant'),
+        (['--direct_num_worker=2'], 'unknown flag --direct_num_worker, perhaps --direct_num_workers is meant'),
+        (['--qqqq=2'], 'unknown flag --qqqq'),
         (['--direct_num_workers=x'], "argument --direct_num_workers: invalid int value: 'x'"),
         (['word'], "unexpected argument 'word': every option is written --name=value"),
         (['--direct_num_workers=2', 'word'], "unexpected argument 'word': every option is written --name=value"),
@@ -52,12 +53,22 @@ def test_every_local_runner_runs_the_steps(tmp_path: Path, argv):
 )
 def test_what_beam_does_not_know_either_is_refused(runner, words, error):
     with pytest.raises(flags.Error, match=f'^{re.escape(error)}$'):
-        beam_job.engine([*runner, *words])
+        beam_job.engine([*runner, *words], known=['shard_mb'])
 
 
 def test_an_unknown_runner_is_refused_by_name():
     with pytest.raises(flags.Error, match='^--runner=NoRunner: .*Valid values are .*DirectRunner.*FlinkRunner'):
         beam_job.engine(['--runner=NoRunner'])
+
+
+@pytest.mark.parametrize('argv', [[IN_MEMORY], ['--runner=FnApiRunner'], TWO_PROCESSES])
+def test_what_the_system_refuses_a_step_is_one_line(tmp_path, argv):
+    (tmp_path / 'file').touch()
+    path = str(tmp_path / 'file' / 'folder')
+    with pytest.raises(
+        InputError, match=rf"^\[Errno 20\] Not a directory: '{path}'; a file stands where a folder must"
+    ):
+        run_step(argv, lambda _: Path(path).mkdir())
 
 
 @pytest.mark.parametrize('argv', [[IN_MEMORY], TWO_PROCESSES], ids=['in memory', 'two processes'])

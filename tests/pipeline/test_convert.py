@@ -230,7 +230,8 @@ def test_the_summary_counts_and_names_the_next_command(source, tmp_path, capsys)
         ['val', '4', pictures['val'], '4', '1'],
         ['test', '12', pictures['test'], 'unknown', '1'],
     ]
-    assert said[-1] == 'next: python -m model.train --flagfile=noaug.flags'
+    command = 'python -m model.train --flagfile=noaug.flags'
+    assert re.fullmatch(rf'wrote (\S+): 3 shards and manifest.json; next: {command} --shards_dir=\1', said[-1])
 
 
 # The same bytes.
@@ -531,7 +532,8 @@ def test_bad_input_exits_with_1_and_one_line_on_stderr(good_source, tmp_path, na
 @pytest.mark.parametrize(
     ('word', 'error'),
     [
-        ('--shard_md=64', 'unknown flag --shard_md: neither this program nor Beam has it'),
+        ('--shard_md=64', 'unknown flag --shard_md, perhaps --shard_mb is meant'),
+        ('--runer=DirectRunner', 'unknown flag --runer, perhaps --runner is meant'),
         ('data', "unexpected argument 'data': every option is written --name=value"),
         ('--val_fraction=0.6', 'flag --val_fraction=0.6: 0.6 is not a number in the range [0, 0.5]'),
         ('--shard_mb=0', 'flag --shard_mb=0: 0 is not a positive integer'),
@@ -550,18 +552,27 @@ def test_bad_usage_exits_with_2(good_source, tmp_path, monkeypatch, capsys, word
 def test_a_mistyped_flag_says_no_more_than_that(good_source, tmp_path):
     done = start(tmp_path, '--shard_md=64')
     assert done.returncode == 2
-    assert done.stderr == (
-        'error: unknown flag --shard_md: neither this program nor Beam has it; --help lists the flags\n'
-    )
+    assert done.stderr == 'error: unknown flag --shard_md, perhaps --shard_mb is meant; --help lists the flags\n'
+
+
+def test_how_far_the_catalogue_is_read_is_told(good_source, tmp_path, monkeypatch):
+    monkeypatch.setattr(convert, 'NOTE_SECONDS', 0)
+    the_job = job(good_source, tmp_path / 'out')
+    train, test = ((good_source / name).stat().st_size for name in plan.SOURCES)
+    for source, size in enumerate((0, train, train + test)):
+        assert convert._progress(the_job) == ('read and plan', size, train + test, 'B', '')
+        list(convert.plan_source(source, the_job) if source < 2 else ())
+    shards.begin(the_job, [plan.Total('train', 18, 18, 2, train, 3)], [])
+    assert convert._progress(the_job) == ('write', 0, 3, 'shards', '')
 
 
 def test_help_lists_every_flag_and_makes_nothing(tmp_path):
     done = start(tmp_path, '-h')
     assert done.stdout == start(tmp_path, '--help').stdout
     assert (done.returncode, done.stderr) == (0, '')
-    listed = re.findall(r'^  --(\w+)$', done.stdout, re.MULTILINE)
+    listed = re.findall(r'^  --(?:\[no\])?(\w+)', done.stdout, re.MULTILINE)
     assert sorted(listed) == [
-        'flagfile', 'input_dir', 'max_rejected', 'on_error', 'output_dir', 'plan_only', 'seed', 'shard_mb',
+        'flagfile', 'help', 'input_dir', 'max_rejected', 'on_error', 'output_dir', 'plan_only', 'seed', 'shard_mb',
         'val_fraction',
     ]  # fmt: skip
     assert '--runner=DirectRunner' in done.stdout

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,7 +14,7 @@ import tensorflow as tf
 from absl import flags
 
 from pipeline import program
-from pipeline.errors import CatalogueError, InputError
+from pipeline.errors import CatalogueError, InputError, TemporaryError, UsageError
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def values() -> flags.FlagValues:
     return made
 
 
-def parse(values: flags.FlagValues, *argv: str, pass_through: bool = False, words: bool = False) -> list[str]:
+def parse(values: flags.FlagValues, *argv: str, pass_through: bool = False, words: str = '') -> list[str]:
     return program.parse(values, ['greet', *argv], doc='Greets.', pass_through=pass_through, words=words)
 
 
@@ -36,9 +36,10 @@ def test_the_synopsis_runs_as_it_stands(tmp_path):
     assert synopsis
     lines = [line.removeprefix('    ') for line in synopsis[1].splitlines()]
     (tmp_path / 'greet.py').write_text('\n'.join(['from absl import flags', 'from pipeline import program', *lines]))
-    for words, said in (([], 'Hello world\n'), (['--name=you'], 'Hello you\n'), (['--name', 'you'], 'Hello you\n')):
+    for words, name in (([], 'world'), (['--name=you'], 'you'), (['--name', 'you'], 'you')):
         done = subprocess.run([sys.executable, str(tmp_path / 'greet.py'), *words], capture_output=True, text=True,
                               env={'PYTHONPATH': str(Path(program.__file__).parents[1])})  # fmt: skip
+        said = f'Hello {name}; next: python -m tools.greet\n'
         assert (done.returncode, done.stdout, done.stderr) == (0, said, '')
 
 
@@ -67,7 +68,8 @@ def test_what_a_program_does_not_know_is_handed_back_in_order(values):
 @pytest.mark.parametrize(
     ('words', 'error'),
     [
-        (['--nme=you'], "Unknown command line flag 'nme'"),
+        (['--nme=you'], 'unknown flag --nme, perhaps --name is meant'),
+        (['--xyz=you'], 'unknown flag --xyz'),
         (['you'], "unexpected argument 'you': every option is written --name=value"),
         (['--name=a', 'b', 'c'], "unexpected argument 'b': every option is written --name=value"),
         (['--name'], 'Missing value for flag --name'),
@@ -81,24 +83,12 @@ def test_bad_usage_is_refused(values, words, error):
 
 
 def test_words_are_handed_back_where_they_are_wanted_and_flags_may_stand_between(values):
-    assert parse(values, 'one', '--name=you', 'two', '--count', '3', words=True) == ['one', 'two']
+    assert parse(values, 'one', '--name=you', 'two', '--count', '3', words='WORD ...') == ['one', 'two']
     assert (values['name'].value, values['count'].value) == ('you', 3)
-    assert parse(values, '--name=you', '--', '--two', words=True) == ['--two']
+    assert parse(values, '--name=you', '--', '--two', words='WORD ...') == ['--two']
     for argv in (['one', '--other'], ['--other', 'one']):
         with pytest.raises(flags.Error, match='other'):
-            parse(values, *argv, words=True)
-
-
-def test_help_names_every_flag_with_its_default_and_ends_the_program(values, capsys):
-    with pytest.raises(SystemExit) as end:
-        parse(values, '--help', '--name=you')
-    assert end.value.code == 0
-    assert capsys.readouterr().out.splitlines() == [
-        'Greets.', '', 'Flags:',
-        '  --name', "      Whom to greet. (default: 'world')",
-        '  --count', '      How often.',
-        '  --flagfile', '      Read flags from this file, one --name=value a line; later flags win.',
-    ]  # fmt: skip
+            parse(values, *argv, words='WORD ...')
 
 
 def raise_(error: BaseException) -> NoReturn:
@@ -111,11 +101,30 @@ def raise_(error: BaseException) -> NoReturn:
         (None, 0, ''),
         (InputError('data/x: no such file'), 1, 'error: data/x: no such file\n'),
         (CatalogueError('data/x: byte 7: cut off'), 1, 'error: data/x: byte 7: cut off\n'),
-        (PermissionError(13, 'Permission denied', 'data'), 1, "error: [Errno 13] Permission denied: 'data'\n"),
+        (UsageError('--rule=x: none'), 2, 'error: --rule=x: none\n'),
+        (TemporaryError('another machine is lost'), 75, 'error: another machine is lost\n'),
+        (OSError(5, 'Input/output error', 'data'), 1, "error: [Errno 5] Input/output error: 'data'\n"),
+        (
+            PermissionError(13, 'Permission denied', 'data'),
+            1,
+            "error: [Errno 13] Permission denied: 'data'; name another place, or let this user in\n",
+        ),
+        (SystemExit(3), 3, ''),
         (flags.Error('no flag --x'), 2, 'error: no flag --x; --help lists the flags\n'),
         (KeyboardInterrupt(), 130, 'error: interrupted\n'),
     ],
-    ids=['done', 'bad input', 'bad catalogue', 'file system', 'bad usage', 'interrupted'],
+    ids=[
+        'done',
+        'bad input',
+        'bad catalogue',
+        'flags that exclude each other',
+        'try again',
+        'file system',
+        'with a remedy',
+        'bad usage',
+        'interrupted',
+        'a code of its own',
+    ],
 )
 def test_the_exit_code_tells_what_happened(monkeypatch, capsys, error, code, said):
     monkeypatch.setattr(sys, 'argv', ['greet', '--name=you'])
@@ -142,36 +151,33 @@ def test_an_error_of_the_program_itself_is_not_hidden():
         program.run(lambda _: raise_(ZeroDivisionError()))
 
 
-def test_progress_is_told_on_stderr_alone(capsys):
-    assert list(program.progress(iter('abc'), total=3, label='letters', unit='letter')) == ['a', 'b', 'c']
-    said = capsys.readouterr()
-    assert said.out == ''
-    assert 'letters: 100%' in said.err
-    assert '3.00/3.00' in said.err
+def test_a_flagfile_that_is_missing_is_bad_input(values):
+    with pytest.raises(InputError, match=r"^--flagfile: \[Errno 2\] .*: 'none.flags'; name a file that can be read$"):
+        parse(values, '--flagfile=none.flags')
 
 
-def test_work_elsewhere_is_watched_once_it_takes_long(capsys, monkeypatch):
-    monkeypatch.setattr(program, 'WATCHED_AFTER', 0.01)
-    told = iter([InputError('not there yet'), ('plan', 0, 0), ('write', 2, 3)])
-    last = threading.Event()
-
-    def look():
-        one = next(told, None)
-        if one is None:
-            last.set()
-            return 'write', 3, 3
-        if isinstance(one, Exception):
-            raise one
-        return one
-
-    with program.watched(look, unit=' shards'):
-        assert last.wait(10)
-    shown = capsys.readouterr().err
-    assert shown.lstrip('\r').startswith('plan: 0.00 shards')
-    assert 'write: 100%' in shown and '3.00/3.00' in shown
+def start(code: str, tmp_path: Path, *, output: str, unbuffered: str = '') -> subprocess.CompletedProcess[str]:
+    """Runs a program whose main is `code`, with its output sent somewhere by the shell."""
+    (tmp_path / 'some.py').write_text(f'from pipeline import program\ndef main(argv):\n {code}\nprogram.run(main)\n')
+    command = f'"{sys.executable}" "{tmp_path / "some.py"}" {output}'
+    return subprocess.run(
+        ['bash', '-o', 'pipefail', '-c', command], cwd=Path(__file__).parents[2], capture_output=True, text=True,
+        env={**os.environ, 'PYTHONPATH': '.', 'PYTHONUNBUFFERED': unbuffered},
+    )  # fmt: skip
 
 
-def test_short_work_is_not_shown(capsys):
-    with program.watched(lambda: ('write', 1, 2), unit=' shards'):
-        pass
-    assert capsys.readouterr().err == ''
+@pytest.mark.parametrize('unbuffered', ['', '1'])
+@pytest.mark.parametrize('code', ['print("much\\n" * 10**6)', '[print("much", flush=True) for _ in range(10**6)]'])
+def test_a_reader_that_has_seen_enough_ends_the_program_quietly(tmp_path, code, unbuffered):
+    done = start(code, tmp_path, output='| head -n 1', unbuffered=unbuffered)
+    assert (done.returncode, done.stdout, done.stderr) == (141, 'much\n', ''), 'as SIGPIPE would'
+
+
+@pytest.mark.parametrize('unbuffered', ['', '1'])
+@pytest.mark.parametrize('code', ['print("little")', 'print("much\\n" * 10**6)'])
+def test_output_that_can_not_be_written_is_one_line(tmp_path, code, unbuffered):
+    done = start(code, tmp_path, output='> /dev/full', unbuffered=unbuffered)
+    assert (done.returncode, done.stderr) == (
+        1,
+        'error: [Errno 28] No space left on device; free some space and give the same command again\n',
+    )

@@ -297,7 +297,8 @@ def test_a_full_disk_is_one_line_and_once_there_is_room_the_run_goes_on(undistur
     _, errors = program.communicate()
     assert program.returncode == 1
     (line,) = [line for line in errors.splitlines() if line and not re.match('(read and plan|write): ', line)]
-    assert re.fullmatch(rf"error: \[Errno 28\] No space left on device: '{output}/.*\.tfrecord(\.json)?'", line)
+    full = rf"\[Errno 28\] No space left on device: '{output}/.*\.tfrecord(\.json)?'"
+    assert re.fullmatch(f'error: {full}; free some space and give the same command again', line)
     assert not (output / 'manifest.json').exists()
     assert not list(output.glob('.tmp-*'))
     done = finished(output)

@@ -59,6 +59,15 @@ def test_nothing_is_left_behind_when_the_block_raises(folder, tmp_path, earlier,
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == earlier
 
 
+@pytest.mark.parametrize('place', ['no/folder/file', 'file/file', 'folder'])
+def test_a_place_that_can_not_be_written_is_told_by_its_own_name(tmp_path, place):
+    (tmp_path / 'file').touch()
+    (tmp_path / 'folder').mkdir()
+    path = str(tmp_path / place)
+    with pytest.raises(OSError, match=rf"^\[Errno \d+\] [\w ]+: '{path}'$"), storage.atomic_writer(path) as file:
+        file.write(b'x')
+
+
 def test_two_writers_of_one_name_do_not_mix_and_the_last_wins(folder, tmp_path):
     path = storage.join(folder, 'data')
     with storage.atomic_writer(path) as first:

@@ -394,7 +394,10 @@ def test_sound_shards_pass(sound, capsys):
         ['test', '20', f'{made.images("test")}', 'unknown', '1'],
     ]
     assert said[4].endswith('25.0 %   25.0 %   25.0 %   25.0 %')
-    assert said[-1] == f'{sound} is sound; next: python -m model.train --flagfile=noaug.flags --shards_dir={sound}'
+    assert (
+        said[-1]
+        == f'checked {sound}: it is sound; next: python -m model.train --flagfile=noaug.flags --shards_dir={sound}'
+    )
 
 
 def test_the_same_is_found_by_several_processes(shards):
@@ -518,9 +521,9 @@ def test_what_is_no_picture_leaves_its_place_free():
 def test_the_same_seed_gives_the_same_file_and_another_seed_others(sound, tmp_path, capsys):
     for name, seed in (('first', 0), ('second', 0), ('other', 1)):
         inspect(sound, f'--grid={tmp_path}/{name}.png', '--grid_products=7', f'--seed={seed}', '--noverify')
-    assert capsys.readouterr().out.splitlines()[:2] == [
-        f'wrote 7 products to {tmp_path}/first.png',
-        f'{sound} was not checked; next: python -m model.train --flagfile=noaug.flags --shards_dir={sound}',
+    assert capsys.readouterr().out.splitlines()[:1] == [
+        f'wrote {tmp_path}/first.png: 7 products of {sound}, which was not checked; '
+        f'next: python -m model.train --flagfile=noaug.flags --shards_dir={sound}',
     ]
     first, second, other = ((tmp_path / f'{name}.png').read_bytes() for name in ('first', 'second', 'other'))
     assert first == second != other
@@ -620,7 +623,10 @@ def test_the_command_works_as_typed_and_needs_no_tensorflow(shards, tmp_path):
     (tmp_path / 'tensorflow.py').write_text('raise ImportError')
     done = start(tmp_path)
     assert done.returncode == 0
-    assert done.stdout.splitlines()[-1] == 'data/shards is sound; next: python -m model.train --flagfile=noaug.flags'
+    assert (
+        done.stdout.splitlines()[-1]
+        == 'checked data/shards: it is sound; next: python -m model.train --flagfile=noaug.flags'
+    )
     missing(tmp_path / 'data' / 'shards')
     done = start(tmp_path)
     assert done.returncode == 1
@@ -644,5 +650,5 @@ def test_help_lists_every_flag(capsys):
     with pytest.raises(SystemExit) as end:
         inspect_shards.main(['inspect_shards', '--help'])
     assert end.value.code == 0
-    listed = re.findall(r'^  --(\w+)$', capsys.readouterr().out, re.MULTILINE)
-    assert sorted(listed) == ['flagfile', 'grid', 'grid_products', 'seed', 'shards_dir', 'split', 'verify']
+    listed = re.findall(r'^  --(?:\[no\])?(\w+)', capsys.readouterr().out, re.MULTILINE)
+    assert sorted(listed) == ['flagfile', 'grid', 'grid_products', 'help', 'seed', 'shards_dir', 'split', 'verify']

@@ -300,7 +300,7 @@ def test_the_test_set_is_scored_by_a_solution(folder: Path, capsys: pytest.Captu
     assert (lines['mean']['accuracy'], lines['first']['accuracy']) == ('0.75', '0.5')
     assert names_in(folder / 'new') == ['table-test.csv', 'table-test.md']
     assert capsys.readouterr().out.splitlines()[-1] == (
-        f'wrote {folder}/new/table-test.md and {folder}/new/table-test.csv; next, the submission of the best here: '
+        f'wrote {folder}/new/table-test.md and {folder}/new/table-test.csv; next: '
         f'python -m ensemble.combine --rule mean --logits={folder}/noaug/logits/test'
     )
 

@@ -300,9 +300,9 @@ def test_the_same_flags_give_the_same_bytes_and_other_flags_others(tmp_path):
 def test_a_finished_catalogue_is_reused_and_other_flags_replace_it(tmp_path, capsys):
     make(tmp_path, '--products=100', '--blank')
     first = contents(tmp_path)
-    assert 'holds this catalogue already' not in capsys.readouterr().out
+    assert 'this catalogue, so nothing was written' not in capsys.readouterr().out
     make(tmp_path, '--products=100', '--blank')
-    assert contents(tmp_path) == first and 'holds this catalogue already' in capsys.readouterr().out
+    assert contents(tmp_path) == first and 'this catalogue, so nothing was written' in capsys.readouterr().out
     make(tmp_path, '--products=100', '--blank', '--seed=1')
     assert contents(tmp_path)['train.bson'] != first['train.bson']
 
@@ -346,13 +346,13 @@ def test_the_catalogue_converts_and_the_last_line_says_how(tmp_path, capsys):
     make(tmp_path / 'made', '--products=400', '--categories=9')
     said = capsys.readouterr().out.splitlines()
     assert said[0] == 'products: 500 (400 train, 100 test)'
-    assert all(f'{name} ' in said[-2] for name in FILES) and 'MB/s' in said[-2]
-    prefix = 'next: python -m pipeline.convert '
-    assert said[-1] == f'{prefix}--runner=DirectRunner --input_dir={tmp_path}/made'
-    words = said[-1].removeprefix(prefix).replace('DirectRunner', 'FnApiRunner').split()
-    convert.main(['convert', *words, f'--output_dir={tmp_path}/shards'])
-    made = manifest.read(str(tmp_path / 'shards'), kind='shards', remedy='')
-    assert sum(file.products for file in made.files) == 500
+    made, command = said[-1].split('; next: python -m pipeline.convert ')
+    assert made.startswith(f'wrote {tmp_path}/made: ') and made.endswith(' MB/s')
+    assert all(f'{name} ' in made for name in FILES)
+    assert command == f'--runner=DirectRunner --input_dir={tmp_path}/made --output_dir={tmp_path}/made/shards'
+    convert.main(['convert', *command.replace('DirectRunner', 'FnApiRunner').split()])
+    written = manifest.read(str(tmp_path / 'made' / 'shards'), kind='shards', remedy='')
+    assert sum(file.products for file in written.files) == 500
 
 
 @pytest.mark.parametrize(
@@ -368,5 +368,6 @@ def test_help_names_every_flag(capsys):
     with pytest.raises(SystemExit):
         synthetic_catalogue.main(['synthetic_catalogue', '--help'])
     said = capsys.readouterr().out
-    assert all(f'  --{name}\n' in said for name in ('products', 'output_dir', 'categories', 'blank', 'seed'))
+    names = ('products=NUMBER', 'output_dir=FOLDER', 'categories=NUMBER', '[no]blank', 'seed=NUMBER')
+    assert all(f'  --{name}\n' in said for name in names)
     assert 'python -m tools.synthetic_catalogue --products=' in said
