@@ -77,8 +77,13 @@ def main(argv: list[str]) -> None:
     if products:
         _tell_rates(served, products)
     megabytes = sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names)
-    print(f'wrote {path}: {options.rule}, {len(label_map):,} categories, {megabytes / 1e6:,.1f} MB')
-    print(_next(output_dir, name=os.path.basename(run_dir)))
+    name = os.path.basename(run_dir)
+    _tell_how_to_ask(output_dir, name=name)
+    program.last_line(
+        f'wrote {path}: {options.rule}, {len(label_map):,} categories, {megabytes / 1e6:,.1f} MB',
+        then=f'tensorflow_model_server --rest_api_port=8501 --model_name={shlex.quote(name)} '
+        f'--model_base_path={shlex.quote(output_dir)}',
+    )
 
 
 def _version(output_dir: str) -> int:
@@ -109,18 +114,16 @@ def _tell_rates(served: Callable[..., Any], products: Sequence[Product]) -> None
         print(f'{size:2} products at a time: {calls * size:,.1f} products/s', flush=True)
 
 
-def _next(output_dir: str, name: str) -> str:
-    """How it is served and asked."""
+def _tell_how_to_ask(output_dir: str, *, name: str) -> None:
+    """What to type beside the server."""
     output_dir, name = shlex.quote(output_dir), shlex.quote(name)
-    return '\n'.join(
-        [
-            'next, with TensorFlow Serving, which takes up each new version by itself:',
-            f'  tensorflow_model_server --rest_api_port=8501 --model_name={name} --model_base_path={output_dir}',
-            f'or: docker run --rm -p 8501:8501 -v {output_dir}:/models/{name} -e MODEL_NAME={name} tensorflow/serving',
-            'and ask:',
-            """  printf '{"instances": [{"pictures": [{"b64": "%s"}, {"b64": "%s"}]}]}' "$(base64 -w0 front.jpg)" """
-            f'"$(base64 -w0 back.jpg)" | curl -d @- http://localhost:8501/v1/models/{name}:predict',
-        ]
+    print(
+        'TensorFlow Serving takes up each new version by itself; without it on this machine: docker run --rm '
+        f'-p 8501:8501 -v {output_dir}:/models/{name} -e MODEL_NAME={name} tensorflow/serving'
+    )
+    print(
+        """ask it: printf '{"instances": [{"pictures": [{"b64": "%s"}, {"b64": "%s"}]}]}' "$(base64 -w0 front.jpg)" """
+        f'"$(base64 -w0 back.jpg)" | curl -d @- http://localhost:8501/v1/models/{name}:predict'
     )
 
 

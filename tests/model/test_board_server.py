@@ -37,6 +37,7 @@ def folder(tmp_path_factory) -> Path:
             train.main(['train', f'--shards_dir={data}/shards', f'--run_dir={made}/{name}', *FLAGS, *more])
     (made / 'latest').unlink()
     for first, last, factor in ((0, 4, 1.0), (3, 5, 10.0)):
+        time.sleep(1.1)  # TensorBoard reads files in the order of their names, which begin with the second
         killed = Board(str(made / 'killed'), first_step=first)
         for step in range(max(first, 1), last + 1):
             killed.scalars(step, {'loss': factor * step, 'val_loss': factor * step})

@@ -28,15 +28,24 @@ from tests import shards as small
 from tests.model import finished_run
 from tools import export, serving_checks
 
-# Reads pictures as base64 on stdin, answers in JSON; knows nothing of this project, as a server does.
+# Reads pictures as base64 on stdin, answers in JSON; knows nothing of this project, as a server does. A session runs
+# the graph of the tag `serve` between the tensors that its signature names, which is how TensorFlow Serving does it;
+# the other way is TensorFlow 2's own.
 ALONE = """
 import base64, json, sys
 import tensorflow as tf
-served = tf.saved_model.load(sys.argv[1]).signatures['serving_default']
+path, way = sys.argv[1:]
 rows = [[base64.b64decode(image) for image in row] for row in json.load(sys.stdin)]
-found = served(pictures=tf.constant(rows))
+if way == 'session':
+    with tf.compat.v1.Session(graph=tf.Graph()) as session:
+        signature = tf.compat.v1.saved_model.loader.load(session, ['serve'], path).signature_def['serving_default']
+        outputs = {name: signature.outputs[name].name for name in ('category_id', 'probability')}
+        found = session.run(outputs, {signature.inputs['pictures'].name: rows})
+else:
+    found = tf.saved_model.load(path).signatures['serving_default'](pictures=tf.constant(rows))
 assert not {name.partition('.')[0] for name in sys.modules} & {'pipeline', 'model', 'ensemble', 'tools', 'simplejpeg'}
-print(json.dumps({name: found[name].numpy().tolist() for name in ('category_id', 'probability')}))
+print(json.dumps({name: found[name].tolist() if way == 'session' else found[name].numpy().tolist()
+                  for name in ('category_id', 'probability')}))
 """
 
 
@@ -73,17 +82,22 @@ def test_it_says_that_it_was_checked_how_fast_it_is_and_how_it_is_served(run_dir
     )
     for line, size in zip(said[1:4], (1, 8, 32), strict=True):
         assert re.fullmatch(f' ?{size} products at a time: [0-9,.]+ products/s', line)
-    assert said[4].startswith(f'wrote {run_dir}/serving/1: mean, 7 categories, ')
-    assert any(f'--model_name=one --model_base_path={run_dir}/serving' in line for line in said)
+    assert said[-2].endswith('curl -d @- http://localhost:8501/v1/models/one:predict')
+    assert re.fullmatch(
+        rf'wrote {run_dir}/serving/1: mean, 7 categories, [0-9.]+ MB; next: tensorflow_model_server '
+        rf'--rest_api_port=8501 --model_name=one --model_base_path={run_dir}/serving',
+        said[-1],
+    )
 
 
 @pytest.mark.slow
-def test_a_fresh_process_with_tensorflow_alone_answers_as_the_chain(run_dir, shards):
+@pytest.mark.parametrize('way', ['session', 'object'])
+def test_a_fresh_process_with_tensorflow_alone_answers_as_the_chain(run_dir, shards, way):
     export.main(arguments(run_dir, shards.folder, '--rule=mean'))
     products = serving_checks.products_of(shards, count=6)
     rows = [[base64.b64encode(image).decode() for image in product.images] for product in products]
     rows = [row + [''] * (4 - len(row)) for row in rows]
-    command = [sys.executable, '-c', ALONE, str(run_dir / 'serving' / '1')]
+    command = [sys.executable, '-c', ALONE, str(run_dir / 'serving' / '1'), way]
     done = subprocess.run(command, input=json.dumps(rows), capture_output=True, text=True, cwd=run_dir, check=True)
     found = json.loads(done.stdout)
     model = AccumulatingModel(runs.load_model(str(run_dir)), micro_batch=8)
