@@ -17,9 +17,10 @@ demo: .venv/installed
 	$(BIN)/python -m ensemble.combine --rule product --solution=data/solution.csv
 	$(BIN)/python -m ensemble.combine --rule all --logits=runs/latest/logits/val
 	$(BIN)/python -m ensemble.combine --rule all --logits=runs/latest/logits/test --solution=data/solution.csv
+	$(BIN)/python -m tools.report --run_dir=runs/latest
 	@echo
 	@echo 'Made: data/ (the catalogue), data/shards/, and runs/demo/ with model.keras, history.csv, logits/,'
-	@echo '      submission.csv.gz, and the tables above: rules-val.csv, rules-test.csv.'
+	@echo '      submission.csv.gz, the tables above (rules-val.csv, rules-test.csv), and the page runs/demo/report.html.'
 
 test: .venv/installed
 	$(BIN)/python -m pytest
