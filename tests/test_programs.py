@@ -88,6 +88,10 @@ def test_help_says_all_a_newcomer_needs(module, call):
             assert re.search(r' \(default: \S.*\)$', told)
 
 
+def test_help_of_more_than_three_flags_is_in_groups(module):
+    assert len(names(module)) <= 3 or help_text.UNGROUPED not in help_text.groups(module.FLAGS)
+
+
 def test_help_of_a_flag_is_a_sentence_and_says_what_its_numbers_count(module):
     for name in names(module):
         flag = module.FLAGS[name]
