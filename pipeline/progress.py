@@ -188,11 +188,11 @@ def _columns() -> int:
 
 
 class _Lines:
-    """A line now and then."""
+    """A line now and then; when all is done, one."""
 
     def __init__(self, *, initial: float, leave: bool) -> None:
         self._began = self._part_began = time.monotonic()
-        self._label: str | None = None
+        self._last: Standing | None = None
         self._done_before = initial
 
     def interval(self) -> float:
@@ -200,10 +200,12 @@ class _Lines:
         return min(longest, max(shortest, (time.monotonic() - self._began) / 6))
 
     def show(self, now: Standing) -> None:
+        if now == self._last and now.done >= now.total > 0:  # later it would only be told at a lower rate
+            return
         moment = time.monotonic()
-        if self._label not in (None, now.label):  # another part of the work, at another rate
+        if self._last and self._last.label != now.label:  # another part of the work, at another rate
             self._part_began, self._done_before = moment, now.done
-        self._label = now.label
+        self._last = now
         seconds = moment - self._part_began
         print(line(now, seconds=seconds, before=self._done_before), file=sys.stderr, flush=True)
 

@@ -81,6 +81,13 @@ def test_on_a_pipe_there_are_whole_lines():
     assert shares == sorted(shares) and shares[-1] == 100 and len(shares) > 4
 
 
+def test_on_a_pipe_work_that_is_done_is_told_once():
+    waiting = WORK + '    time.sleep(0.5)\n'
+    done = subprocess.run([sys.executable, '-c', waiting, '0.1'], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, 'checked\n')
+    assert [line for line in done.stderr.splitlines() if '(100 %)' in line] == done.stderr.splitlines()[-1:]
+
+
 def test_short_work_is_shown_on_neither():
     assert on_terminal(work(0)) == ('checked\n', '')
     done = subprocess.run(work(0), cwd=ROOT, capture_output=True, text=True)
