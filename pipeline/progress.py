@@ -2,7 +2,7 @@
 
 Synopsis:
 
-    with progress.progress(total=len(files), label='check', unit='files') as bar:
+    with progress.Progress(total=len(files), label='check', unit='files') as bar:
         for file in files:
             check(file)
             bar.update()
@@ -70,7 +70,17 @@ class Progress:
         leave: bool = True,
         disable: bool = False,
     ) -> None:
-        """Makes a count; progress() says what of."""
+        """Makes a count.
+
+        Args:
+            items: what is gone through, if it is; else update() counts.
+            total: how much there is to do, in units; 0 if that isn't known.
+            label: what is done.
+            unit: as in Standing.
+            initial: how much is done already.
+            leave: whether a bar stays when all is done.
+            disable: whether nothing is shown.
+        """
         self.label, self.total, self.initial, self.n, self.note = label, total, initial, initial, ''
         self._items, self._unit = items, unit.strip()
         self._shown: contextlib.AbstractContextManager = contextlib.nullcontext()
@@ -101,20 +111,6 @@ class Progress:
 
     def _standing(self) -> Standing:
         return Standing(self.label, self.n, self.total, self._unit, self.note)
-
-
-def progress(items: Iterable[Any] = (), *, total: float, label: str, unit: str, **options: Any) -> Progress:
-    """Progress over items, or moved by update().
-
-    Args:
-        items: what is gone through.
-        total: how much there is to do, in units; 0 if that isn't known.
-        label: what is done.
-        unit: as in Standing.
-        options: initial, how much is done already (0); leave, whether a bar stays when all is done (True); disable,
-            to show nothing (False).
-    """
-    return Progress(items, total=total, label=label, unit=unit, **options)
 
 
 def watched(look: Callable[[], Standing]) -> contextlib.AbstractContextManager[None]:

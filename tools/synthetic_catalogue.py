@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from pipeline import categories, program, storage, tables
+from pipeline import categories, program, progress, storage, tables
 from tools import kaggle, synthetic_draws
 
 FLAGS = program.flag_values()
@@ -126,7 +126,7 @@ def write_products(
             stack.enter_context(storage.atomic_writer(storage.join(output_dir, name)))
             for name in ('train.bson', 'test.bson', 'solution.csv')
         )
-        bar = stack.enter_context(program.progress(total=train + test, label='write', unit='products'))
+        bar = stack.enter_context(progress.Progress(total=train + test, label='write', unit='products'))
         solution.write(b'_id,category_id\n')
         for product_id, code, pictures, keys in blocks:
             category_id, is_test = category_ids[code // 2], code % 2 == 1
