@@ -27,9 +27,9 @@ UNITS = re.compile(
     re.IGNORECASE,
 )
 PURE_NUMBERS = {'seed', 'learning_rate', 'decay_factor', 'power', 'version_number'}
-# Flags that name what must be there already; what a program must be told beside them to look for it; and who isn't asked:
-# training makes the folder of its run, the report does without shards, and exporting looks for them only when it has a
-# run (tests/tools/test_export.py).
+# Flags that name what must be there already; what a program must be told beside them to look for it; and what isn't
+# asked for: training makes the folder of its run, the report does without shards, and exporting looks for them only
+# when it has a run (tests/tools/test_export.py).
 INPUTS = ('input_dir', 'shards_dir', 'logits', 'run_dir')
 TOLD = {
     'ensemble.combine': ('--known_images',),

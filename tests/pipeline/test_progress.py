@@ -89,8 +89,9 @@ def test_on_a_pipe_work_that_is_done_is_told_once():
 
 
 def test_short_work_is_shown_on_neither():
-    assert on_terminal(work(0)) == ('checked\n', '')
-    done = subprocess.run(work(0), cwd=ROOT, capture_output=True, text=True)
+    at_once = [sys.executable, '-c', WORK.replace('BAR_SECONDS = 0.1', 'BAR_SECONDS = 5'), '0']
+    assert on_terminal(at_once) == ('checked\n', '')
+    done = subprocess.run(at_once, cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ('checked\n', '')
 
 
