@@ -1,4 +1,4 @@
-"""What every program shares: its flags, its help, one-line errors with an exit code, progress on long work.
+"""What every program shares: its flags, its help, one-line errors with an exit code, its last line.
 
 Synopsis:
 
@@ -34,26 +34,15 @@ from absl import flags
 
 from pipeline import help_text
 from pipeline.errors import InputError, TemporaryError, UsageError, with_remedy
-from pipeline.progress import Standing, progress, watched
-
-__all__ = [
-    'Standing',
-    'command',
-    'flag_values',
-    'group',
-    'last_line',
-    'parse',
-    'progress',
-    'run',
-    'unknown_flag',
-    'watched',
-]
+from pipeline.progress import Progress
 
 # TensorFlow reads this when it is imported (3 drops its start-up notes on missing GPUs as well; its Python errors are
 # not affected). Programs import this module before TensorFlow.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 # Beam notes at every import that Google's cloud clients aren't installed; nothing here uses them.
 logging.getLogger().addFilter(lambda record: 'apitools not found' not in str(record.msg))
+
+progress = Progress  # the name by which some tools call it yet
 
 
 def flag_values() -> flags.FlagValues:
