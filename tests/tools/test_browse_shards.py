@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html
 import io
+import json
 import re
 import shutil
 from pathlib import Path
@@ -272,8 +274,57 @@ def test_rejected_documents_are_counted_by_reason(tmp_path):
     assert report.problems.first == [], 'a page beside the shards is none of them'
 
 
+def note_rejected(folder: Path, *, in_manifest: int, listed: int) -> None:
+    """A dataset whose manifest says that some documents were left out, beside a list of some."""
+    made = manifest.read(str(folder), kind='shards', remedy='')
+    manifest.write(dataclasses.replace(made, about={'rejected': in_manifest}), str(folder))
+    row = {'file': 'train.bson', 'offset': 5, 'length': 7, 'reason': 'some reason'}
+    (folder / 'rejected.jsonl').write_text(listed * f'{json.dumps(row)}\n')
+
+
+def test_a_list_of_another_run_is_not_believed(folder):
+    left_out = 'documents were left out'
+    note_rejected(folder, in_manifest=0, listed=3)
+    text = browse(folder)
+    assert 'None: every document of the catalogue is in the shards. The list rejected.jsonl beside them is of' in text
+    assert left_out not in text
+    note_rejected(folder, in_manifest=5, listed=3)
+    text = browse(folder)
+    assert f'5 {left_out} of the shards' in text
+    assert 'The list rejected.jsonl beside them has 3: it is of another run, and not shown.' in text
+    assert 'some reason' not in text
+    note_rejected(folder, in_manifest=3, listed=3)
+    text = browse(folder)
+    assert f'3 {left_out} of the shards' in text
+    assert 'another run' not in text
+    assert rows(text, 'reason', 'documents') == [['some reason', '3']]
+
+
+def test_a_list_that_is_missing_is_told(folder):
+    note_rejected(folder, in_manifest=5, listed=0)
+    (folder / 'rejected.jsonl').unlink()
+    text = browse(folder)
+    assert '5 documents were left out of the shards, because they can not be used. Their list rejected.jsonl is' in text
+    assert 'None: every document' not in text
+
+
+def test_a_refused_conversion_into_the_folder_of_a_dataset_does_not_change_its_page(tmp_path):
+    catalogue.write_catalogue(tmp_path, products=60)
+    folder = tmp_path / 'shards'
+    words = ['convert', f'--input_dir={tmp_path}', f'--output_dir={folder}', '--runner=FnApiRunner']
+    convert.main(words)
+    with open(tmp_path / 'train.bson', 'ab') as file:
+        file.write(catalogue.document(1000, [A], 55))
+    with pytest.raises(InputError, match='more than --max_rejected=0'):
+        convert.main([*words, '--on_error=skip', '--max_rejected=0'])
+    text = browse(folder)
+    assert 'The list rejected.jsonl beside them is of another run.' in text
+    assert 'were left out' not in text
+
+
 @pytest.mark.parametrize('line', ['{', '[]', '{"file": "train.bson"}'])
 def test_a_list_of_rejected_documents_that_is_none_is_refused(folder, line):
+    note_rejected(folder, in_manifest=1, listed=0)
     (folder / 'rejected.jsonl').write_text(line + '\n')
     with pytest.raises(InputError, match=r'rejected.jsonl: not a list of rejected documents \(.*\); remove it'):
         browse(folder)
