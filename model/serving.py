@@ -16,8 +16,6 @@ from pipeline.categories import Categories
 from pipeline.dataset import PICTURES
 from pipeline.pictures import JPEG
 
-SEPARATOR = ' > '  # between the names of a category's levels
-
 
 def write(folder: str, model: AccumulatingModel, label_map: Categories, options: Options) -> None:
     """Writes a SavedModel of standard operations, with the signature serving_default.
@@ -36,7 +34,7 @@ def write(folder: str, model: AccumulatingModel, label_map: Categories, options:
     if options.tta != 1:
         raise ValueError(f'the served model looks at each picture once; tta must be 1, is {options.tta}')
     ids = tf.constant(label_map.ids)
-    names = tf.constant([SEPARATOR.join(levels) for levels in label_map.names])
+    names = tf.constant([label_map.path(label) for label in range(len(label_map))])
 
     def likeliest(pictures: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Labels int32 and probabilities float32, both [p, count], of a few products."""

@@ -16,11 +16,12 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from pipeline import categories, convert, manifest, split
+from pipeline import categories, convert, manifest, progress, split
 from pipeline.categories import Categories
 from pipeline.errors import InputError
 from pipeline.records import Product
 from tests import catalogue, shards
+from tests.commands import following
 from tests.tools import browser
 from tools import browse_shards, shard_checks
 from tools.browse import scan, shard_sections
@@ -137,7 +138,7 @@ def test_repeats_are_those_counted_by_hand(text):
         ['test', 'train or val', '3', '60.00 %', '3', '100.00 %', '2', '66.67 %'],
     ]
     most = rows(text, 'picture', 'times')
-    assert most[0] == ['', '4', '3', '2', 'train, test', f'{" › ".join(NAMES[0])} (2); {" › ".join(NAMES[1])} (1)']
+    assert most[0] == ['', '4', '3', '2', 'train, test', f'{" > ".join(NAMES[0])} (2); {" > ".join(NAMES[1])} (1)']
     assert [row[1] for row in most] == ['4', '2', '2', '2', '2', '2']
     assert '2 pictures do' in text
     assert text.count('One picture in 3 products of 2 categories') == 1  # BLANK
@@ -185,7 +186,7 @@ def test_of_many_pictures_a_sample_is_looked_at_for_its_size(folder, monkeypatch
 
 
 def test_samples_show_a_products_split_and_pictures(text):
-    assert f'{" › ".join(NAMES[0])} (1000): 2 in train, 1 in val' in text
+    assert f'{" &gt; ".join(NAMES[0])} (1000): 2 in train, 1 in val' in text
     assert 'All categories, from the largest to the smallest' in text
     assert text.count('<details open>') == 1, 'of the first category'
     for number in range(1, 11):
@@ -202,8 +203,8 @@ def test_a_damaged_picture_is_grey(text):
 def test_the_categories_asked_for_are_shown(folder):
     text = browse(folder, '--category_id=1003', '--category_id=1006', '--per_category=1')
     assert re.findall('<summary>(.*?): (.*?)</summary>', text)[:2] == [
-        ('A › B › C1 (1003)', '1 in train, 0 in val'),
-        ('A › B › C4 (1006)', '0 in train, 0 in val'),
+        ('A &gt; B &gt; C1 (1003)', '1 in train, 0 in val'),
+        ('A &gt; B &gt; C4 (1006)', '0 in train, 0 in val'),
     ]
     assert len(pictures(text, 'product 5')) == 2
     assert 'No product is shown.' in text
@@ -352,8 +353,17 @@ def test_the_same_seed_gives_the_same_page_and_another_seed_other_samples(tmp_pa
     assert first == second != other
     path = tmp_path / 'browse.html'
     size = f'{path.stat().st_size / 1e6:.1f} MB'
-    said = '35 products, 70 pictures, 7 categories; next: open it in a browser'
-    assert capsys.readouterr().out.splitlines()[-1] == f'wrote {path} ({size}): {said}'
+    said = '35 products, 70 pictures, 7 categories, a page to open in a browser'
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1].startswith(f'wrote {path} ({size}): {said}; next: ')
+    assert following(out) == f'python -m model.train --flagfile=noaug.flags --shards_dir={tmp_path}'
+
+
+def test_the_progress_of_comparing_is_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, 'WATCHED_AFTER', 0)
+    shards.write(tmp_path, train=7)
+    browse(tmp_path)
+    assert re.search(r'^compare pictures: \d+ s so far$', capsys.readouterr().err, re.MULTILINE)
 
 
 def test_a_page_goes_where_it_is_asked_to_but_is_always_one(folder, tmp_path):

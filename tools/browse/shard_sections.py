@@ -55,7 +55,7 @@ class Dataset:
 
     def name(self, label: int) -> str:
         """The names of a category's levels."""
-        return ' › '.join(self.label_map.names[label]) if label >= 0 else 'category unknown'
+        return self.label_map.path(label) if label >= 0 else 'category unknown'
 
     def counts(self, name: str, *, pictures: bool = False) -> np.ndarray:
         """How many products, or pictures, each category has in a split: int64 [C]."""
