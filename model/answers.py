@@ -66,10 +66,11 @@ class Chain:
         product = np.repeat(np.arange(len(products)), counts).repeat(options.tta)
         picture = np.concatenate([np.arange(count) for count in counts]).repeat(options.tta)
         view = np.tile(np.arange(options.tta), sum(counts))
-        pixels = np.concatenate(products).repeat(options.tta, axis=0)
+        pixels = np.concatenate(products)
+        row = np.arange(len(pixels)).repeat(options.tta)
         draws = dataset.view_draws(options.seed, product, picture, view)
-        parts = [slice(start, start + AT_ONCE) for start in range(0, len(pixels), AT_ONCE)]
-        values = np.concatenate([self._forward(pixels[part], draws[part]) for part in parts])
+        parts = [slice(start, start + AT_ONCE) for start in range(0, len(row), AT_ONCE)]
+        values = np.concatenate([self._forward(pixels[row[part]], draws[part]) for part in parts])
         rows = Rows(product, picture, view, np.full_like(product, -1), values)
         scores = rules.combine(rules.Products(rows), rules.find(options.rule, power=options.power))
         return rules.likeliest(scores, count=options.count)

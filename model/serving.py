@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import tensorflow as tf
 
 from ensemble import graph_rules
 from model import inference
 from model.accumulate import AccumulatingModel
-from model.answers import Options
+from model.answers import AT_ONCE, Options
 from pipeline import graph_pictures
 from pipeline.categories import Categories
 from pipeline.dataset import PICTURES
 from pipeline.pictures import JPEG
-
-SEPARATOR = ' > '  # between the names of a category's levels
 
 
 def write(folder: str, model: AccumulatingModel, label_map: Categories, options: Options) -> None:
@@ -33,19 +34,24 @@ def write(folder: str, model: AccumulatingModel, label_map: Categories, options:
     if options.tta != 1:
         raise ValueError(f'the served model looks at each picture once; tta must be 1, is {options.tta}')
     ids = tf.constant(label_map.ids)
-    names = tf.constant([SEPARATOR.join(levels) for levels in label_map.names])
+    names = tf.constant([label_map.path(label) for label in range(len(label_map))])
+
+    def likeliest(pictures: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Labels int32 and probabilities float32, both [p, count], of a few products."""
+        present = tf.sequence_mask(_counts(pictures))  # without the empty places between
+        places = tf.where(present)
+        pixels = graph_pictures.decode(tf.boolean_mask(pictures, pictures != ''))
+        logits = tf.cast(inference.halved(model.logits(pixels)), tf.float32)  # as they would be stored
+        shape = tf.concat([tf.shape(present), [len(label_map)]], axis=0)
+        padded = tf.ensure_shape(tf.scatter_nd(places, logits, tf.cast(shape, tf.int64)), [None, None, len(label_map)])
+        scores = graph_rules.log_scores(padded, present, rule=options.rule, power=options.power)
+        return graph_rules.likeliest(scores, count=options.count)
 
     @tf.function(input_signature=[tf.TensorSpec([None, None], tf.string, name='pictures')], autograph=False)
     def answer(pictures: tf.Tensor) -> dict[str, tf.Tensor]:
-        present = pictures != ''
-        with tf.control_dependencies(_checks(pictures, present)):
-            places = tf.where(present)
-        pixels = graph_pictures.decode(tf.gather_nd(pictures, places))
-        logits = tf.cast(inference.halved(model.logits(pixels)), tf.float32)  # as they would be stored
-        shape = tf.concat([tf.shape(pictures), [len(label_map)]], axis=0)
-        padded = tf.ensure_shape(tf.scatter_nd(places, logits, tf.cast(shape, tf.int64)), [None, None, len(label_map)])
-        scores = graph_rules.log_scores(padded, present, rule=options.rule, power=options.power)
-        labels, probabilities = graph_rules.likeliest(scores, count=options.count)
+        with tf.control_dependencies(_checks(pictures)):
+            pictures = tf.identity(pictures)
+        labels, probabilities = _in_slices(likeliest, pictures, count=min(options.count, len(label_map)))
         return {
             'category_id': tf.gather(ids, labels),
             'category': tf.gather(names, labels),
@@ -58,9 +64,39 @@ def write(folder: str, model: AccumulatingModel, label_map: Categories, options:
     tf.saved_model.save(module, folder, signatures={tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY: answer})
 
 
-def _checks(pictures: tf.Tensor, present: tf.Tensor) -> list[tf.Operation]:
+def _in_slices(function: Callable[..., Any], pictures: tf.Tensor, *, count: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """As function(pictures), by as many products at a time as have AT_ONCE pictures: so much memory is enough.
+
+    Args:
+        function: string [p, K] -> int32 and float32 [p, count].
+        pictures: string [P, K], 1 to PICTURES of each product.
+        count: how many columns the function gives.
+    """
+    ends = tf.cumsum(_counts(pictures))
+
+    def add_slice(start: Any, before: Any, *found: Any) -> Any:
+        stop = tf.searchsorted(ends, [before + AT_ONCE], side='right')[0]
+        more = function(pictures[start:stop])
+        return stop, ends[stop - 1], *(tf.concat(pair, axis=0) for pair in zip(found, more, strict=True))
+
+    none = tf.zeros([0, count], tf.int32), tf.zeros([0, count])
+    shapes = [[], [], [None, count], [None, count]]
+    # TensorFlow would begin the next slice while one is at work, with the memory of both.
+    _, _, *found = tf.while_loop(
+        lambda start, *_: start < tf.shape(pictures)[0], add_slice, [0, 0, *none],
+        shape_invariants=[tf.TensorShape(shape) for shape in shapes], parallel_iterations=1,
+    )  # fmt: skip
+    return tuple(found)
+
+
+def _counts(pictures: tf.Tensor) -> tf.Tensor:
+    """How many each product has: string [P, K] -> int32 [P]."""
+    return tf.reduce_sum(tf.cast(pictures != '', tf.int32), axis=1)
+
+
+def _checks(pictures: tf.Tensor) -> list[tf.Operation]:
     """What must hold before anything is decoded; each says the rule and where it is broken."""
-    counts = tf.reduce_sum(tf.cast(present, tf.int32), axis=1)
+    present, counts = pictures != '', _counts(pictures)
     is_jpeg = tf.strings.substr(pictures, 0, len(JPEG)) == JPEG
     rules = [
         (tf.shape(pictures)[:1] > 0, 'there must be a product'),

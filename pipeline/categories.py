@@ -49,6 +49,10 @@ class Categories:
             rows.append([numbers.setdefault(names[:depth], len(numbers)) for names in self.names])
         return np.array(rows, np.int64)
 
+    def path(self, label: int) -> str:
+        """A category's full name: those of its three levels, also where one repeats the one above."""
+        return ' > '.join(self.names[label])
+
     def digest(self) -> str:
         """SHA-256 of the ids in order, in hexadecimal: what a model's outputs mean."""
         return hashlib.sha256(self.ids.astype('<i8').tobytes()).hexdigest()

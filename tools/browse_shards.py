@@ -29,10 +29,12 @@ from tools.browse import repeat_section, repeats, scan, shard_sections
 from tools.browse.shard_sections import Dataset
 
 FLAGS = program.flag_values()
+program.group(FLAGS, 'Input and output')
 SHARDS_DIR = flags.DEFINE_string('shards_dir', 'data/shards', 'Folder of the shards.', flag_values=FLAGS)
 OUTPUT = flags.DEFINE_string(
     'output', '', 'The page, a file that ends in .html; if empty, browse.html beside the shards.', flag_values=FLAGS
 )
+program.group(FLAGS, 'Products shown')
 PER_CATEGORY = flags.DEFINE_integer(
     'per_category', 4, 'Products shown of each shown category, from each of train and val; four times as many of test.',
     lower_bound=0, upper_bound=1000, flag_values=FLAGS,
@@ -61,8 +63,8 @@ def main(argv: list[str]) -> None:
     page.check_installed()
     dataset = _read(SHARDS_DIR.value)
     chosen = _chosen(dataset)
-    print(f'comparing {len(dataset.scan.md5):,} pictures', flush=True)
-    found = repeats.find(dataset.scan)
+    with program.watched(lambda: program.Standing('compare pictures', 0, 0, 'pictures')):
+        found = repeats.find(dataset.scan)
     sections = [
         shard_sections.summary(dataset),
         shard_sections.categories(dataset),
@@ -74,7 +76,11 @@ def main(argv: list[str]) -> None:
     products, pictures = len(dataset.scan.product_id), len(dataset.scan.md5)
     said = f'{products:,} products, {pictures:,} pictures, {len(dataset.label_map):,} categories'
     page.write(path, f'Shards in {dataset.folder}', said, sections)
-    print(f'wrote {path} ({storage.size(path) / 1e6:.1f} MB): {said}; next: open it in a browser')
+    elsewhere = () if dataset.folder == SHARDS_DIR.default else (f'--shards_dir={dataset.folder}',)
+    program.last_line(
+        f'wrote {path} ({storage.size(path) / 1e6:.1f} MB): {said}, a page to open in a browser',
+        then=program.command('model.train', '--flagfile=noaug.flags', *elsewhere),
+    )
 
 
 def _read(folder: str) -> Dataset:

@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 
 from ensemble import rules
-from model import answers, runs, serving
+from model import answers, runs
 from model.accumulate import AccumulatingModel
 from pipeline import pictures, storage
 from pipeline.categories import Categories
@@ -28,14 +28,17 @@ from pipeline.dataset import PICTURES
 from pipeline.errors import InputError, one_line
 
 FLAGS = program.flag_values()
+program.group(FLAGS, 'Model')
 RUN_DIR = flags.DEFINE_string('run_dir', 'runs/latest', "The run's folder.", flag_values=FLAGS)
 BEST = flags.DEFINE_bool(
     'best', False, 'By the weights with the best validation accuracy, not the last ones.', flag_values=FLAGS
 )
+program.group(FLAGS, 'Rule and views')
 RULE = flags.DEFINE_enum('rule', 'product', rules.names(), "How the product's pictures combine.", flag_values=FLAGS)
 POWER = flags.DEFINE_float('power', rules.POWER, 'Exponent of the rule power (paper: 0.1).', flag_values=FLAGS)
 TTA = flags.DEFINE_integer('tta', 1, 'Views of each picture (paper: 5).', lower_bound=1, flag_values=FLAGS)
 SEED = flags.DEFINE_integer('seed', 0, 'Decides how the views after the first differ.', flag_values=FLAGS)
+program.group(FLAGS, 'What is printed')
 TOP = flags.DEFINE_integer('top', rules.LIKELIEST, 'How many categories are named.', lower_bound=1, flag_values=FLAGS)
 JSON = flags.DEFINE_bool('json', False, 'Print one JSON object instead of a table.', flag_values=FLAGS)
 
@@ -58,8 +61,7 @@ def _print(paths: list[str], found: list[tuple[int, float]], label_map: Categori
     """Prints labels and probabilities, as a table or in JSON."""
     if not JSON.value:
         for label, probability in found:
-            names = serving.SEPARATOR.join(label_map.names[label])
-            print(f'{probability:7.2%}  {label_map.ids[label]:10}  {names}')
+            print(f'{probability:7.2%}  {label_map.ids[label]:10}  {label_map.path(label)}')
         return
     rows = [
         {

@@ -4,6 +4,7 @@ Writes OUTPUT_DIR/1/ (or the next free number), a SavedModel that takes products
   pictures     string [P, 4] (or fewer columns): JPEG files, 1 to 4 a product, '' where it has fewer
   category_id  int64 [P, 5], the likeliest first; category: string [P, 5], their names; probability: float32 [P, 5]
 Before it gets its number it must give the same answers as the chain on products of the shards. Then its speed is told.
+With --nocheck it needs no shards, is neither checked nor timed, and the last line says so.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from model import answers, runs, serving
 from model.accumulate import AccumulatingModel
 from model.answers import Chain
 from pipeline import dataset, storage
-from pipeline.errors import InputError
+from pipeline.errors import InputError, UsageError
 from tools import serving_checks
 from tools.serving_checks import Product
 
 FLAGS = program.flag_values()
+program.group(FLAGS, 'What is exported, and where to')
 RUN_DIR = flags.DEFINE_string('run_dir', 'runs/latest', "The run's folder.", flag_values=FLAGS)
 BEST = flags.DEFINE_bool(
     'best', False, 'The weights with the best validation accuracy, not the last ones.', flag_values=FLAGS
@@ -44,6 +46,10 @@ VERSION_NUMBER = flags.DEFINE_integer(
     'version_number', None, 'Number of this version; with none it is one more than the highest there.', lower_bound=1,
     flag_values=FLAGS,
 )  # fmt: skip
+program.group(FLAGS, 'Check')
+CHECK = flags.DEFINE_bool(
+    'check', True, 'Hold it to the chain and tell its speed; --nocheck: write it as it is.', flag_values=FLAGS
+)
 SHARDS_DIR = flags.DEFINE_string(
     'shards_dir', 'data/shards', 'Folder of the shards, whose products it is checked on.', flag_values=FLAGS
 )
@@ -57,7 +63,7 @@ def main(argv: list[str]) -> None:
     """Writes one version."""
     program.parse(FLAGS, argv, doc=__doc__)
     if storage.is_remote(OUTPUT_DIR.value):
-        raise InputError(
+        raise UsageError(
             f'--output_dir={OUTPUT_DIR.value}: must be on a local disk; copy the version when it is written'
         )
     run_dir = os.path.realpath(RUN_DIR.value)
@@ -66,7 +72,7 @@ def main(argv: list[str]) -> None:
     model = AccumulatingModel(runs.load_model(RUN_DIR.value, best=BEST.value), micro_batch=answers.AT_ONCE)
     label_map = runs.read_categories(RUN_DIR.value, model.classifier)
     path = os.path.join(output_dir, str(_version(output_dir)))
-    products = _products()
+    products = _products() if CHECK.value else []
     storage.make_folder(output_dir)
     with storage.atomic_path(path) as temporary:
         serving.write(temporary, model, label_map, options)
@@ -79,8 +85,9 @@ def main(argv: list[str]) -> None:
     megabytes = sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names)
     name = os.path.basename(run_dir)
     _tell_how_to_ask(output_dir, name=name)
+    state = '' if products else ', not checked'
     program.last_line(
-        f'wrote {path}: {options.rule}, {len(label_map):,} categories, {megabytes / 1e6:,.1f} MB',
+        f'wrote {path}: {options.rule}, {len(label_map):,} categories, {megabytes / 1e6:,.1f} MB{state}',
         then=f'tensorflow_model_server --rest_api_port=8501 --model_name={shlex.quote(name)} '
         f'--model_base_path={shlex.quote(output_dir)}',
     )
@@ -96,22 +103,22 @@ def _version(output_dir: str) -> int:
 
 
 def _products() -> list[Product]:
-    """Products to check it on; none without shards."""
+    """Products to check it on."""
     try:
-        shards = dataset.open_shards(SHARDS_DIR.value)
+        return serving_checks.products_of(dataset.open_shards(SHARDS_DIR.value), count=CHECKED)
     except InputError as error:
-        print(f'not checked, and not timed: {error}')
-        return []
-    return serving_checks.products_of(shards, count=CHECKED)
+        raise InputError(f'{error}; --nocheck exports without shards') from None
 
 
 def _tell_rates(served: Callable[..., Any], products: Sequence[Product]) -> None:
     """Prints how many products a second it takes, in batches of one to many."""
-    for size in BATCHES:
-        endless = itertools.cycle(products)
-        batches = [serving_checks.tensor(list(itertools.islice(endless, size))) for _ in range(4)]
-        calls = serving_checks.rate(lambda batch: served(pictures=batch), batches, seconds=SECONDS)
-        print(f'{size:2} products at a time: {calls * size:,.1f} products/s', flush=True)
+    with program.progress(total=len(BATCHES), label='measure rates', unit='sizes') as bar:
+        for size in BATCHES:
+            endless = itertools.cycle(products)
+            batches = [serving_checks.tensor(list(itertools.islice(endless, size))) for _ in range(4)]
+            calls = serving_checks.rate(lambda batch: served(pictures=batch), batches, seconds=SECONDS)
+            bar.write(f'{size:2} products at a time: {calls * size:,.1f} products/s')
+            bar.update()
 
 
 def _tell_how_to_ask(output_dir: str, *, name: str) -> None:

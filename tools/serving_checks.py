@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from model.answers import Chain
-from pipeline import pictures, split
+from pipeline import pictures, program, split
 from pipeline.categories import Categories
 from pipeline.dataset import PICTURES, Shards
 from pipeline.errors import InputError
@@ -73,7 +73,8 @@ def check(served: Callable[..., Any], chain: Chain, label_map: Categories, produ
     """
     same = total = 0
     largest = 0.0
-    for start in range(0, len(products), TOGETHER):
+    starts = range(0, len(products), TOGETHER)
+    for start in program.progress(starts, total=len(starts), label='check', unit='batches'):
         some = products[start : start + TOGETHER]
         answer = served(pictures=tensor(some))
         ids, found = answer['category_id'].numpy(), answer['probability'].numpy()

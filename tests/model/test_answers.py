@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +102,16 @@ def test_more_views_than_go_through_the_network_together_are_all_seen(model, pix
     np.testing.assert_allclose(probabilities, expected[1], rtol=CLOSE)
 
 
+def test_however_many_views_there_are_their_pixels_are_not_in_memory_together(model, pixels):
+    chain = Chain(model, Options(tta=1000))
+    chain._forward = lambda pixels, draws: np.zeros((len(pixels), 7), np.float16)
+    tracemalloc.start()
+    chain([pixels[1]])
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 100 * pixels[1][0].nbytes, '64 views and what stands beside them, not 3000'
+
+
 def test_an_unknown_rule_is_refused_before_a_picture_is_looked_at():
     with pytest.raises(InputError, match="unknown rule 'best'"):
         Options(rule='best')
@@ -132,6 +144,41 @@ def test_where_the_empty_places_are_does_not_matter(served, images):
     spread = served(pictures=tf.constant([[b'', one, b'', two, b''], [b'', b'', b'', b'', three]]))
     for name, value in packed.items():
         np.testing.assert_array_equal(value, spread[name])
+
+
+def products_together(counts: Sequence[int], monkeypatch: pytest.MonkeyPatch, *, at_once: int) -> list[int]:
+    """How many products are taken at a time, of so many pictures each; all must be answered for, in order."""
+    monkeypatch.setattr(serving, 'AT_ONCE', at_once)
+    given = tf.constant([[f'{place}'] * count + [''] * (4 - count) for place, count in enumerate(counts)])
+    sizes = []
+
+    def function(some: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        sizes.append(len(some))
+        assert tf.math.count_nonzero(some != '') <= at_once
+        return tf.strings.to_number(some[:, :1], tf.int32), tf.strings.to_number(some[:, :1])
+
+    for found in serving._in_slices(function, given, count=1):
+        assert found[:, 0].numpy().tolist() == list(range(len(counts)))
+    return sizes
+
+
+def test_as_many_products_are_taken_together_as_have_few_enough_pictures(monkeypatch):
+    for products, sizes in ((1, [1]), (63, [63]), (64, [64]), (65, [64, 1]), (130, [64, 64, 2])):
+        assert products_together([1] * products, monkeypatch, at_once=64) == sizes
+    assert products_together([4] * 17, monkeypatch, at_once=64) == [16, 1]
+    assert products_together(COUNTS, monkeypatch, at_once=4) == [2, 1, 1, 1, 1, 1]
+    assert products_together(COUNTS, monkeypatch, at_once=6) == [3, 2, 2]
+
+
+@pytest.mark.parametrize('rule', ['product', 'first'])
+def test_many_products_get_the_answers_that_they_get_alone(model, shards, images, pixels, tmp_path, monkeypatch, rule):
+    monkeypatch.setattr(serving, 'AT_ONCE', 4)
+    serving.write(str(tmp_path / '1'), model, shards.label_map, Options(rule=rule))
+    served = tf.saved_model.load(str(tmp_path / '1')).signatures['serving_default']
+    found = served(pictures=tf.constant([[*some, *[b''] * (6 - len(some))] for some in images * 9]))
+    labels, probabilities = Chain(model, Options(rule=rule))(pixels)
+    np.testing.assert_array_equal(found['category_id'], np.tile(shards.label_map.ids[labels], (9, 1)))
+    np.testing.assert_allclose(found['probability'], np.tile(probabilities, (9, 1)), rtol=CLOSE, atol=1e-30)
 
 
 def test_what_is_no_product_is_refused_with_its_place(served, images):

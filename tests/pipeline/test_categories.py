@@ -73,6 +73,11 @@ def test_names_may_hold_commas_quotes_and_accents(tmp_path, text):
     assert read_source(tmp_path, text).names == (('ÉPICERIE, BIO', 'dit "le bon"', 'Thé'),)
 
 
+def test_a_path_has_all_three_names(tmp_path):
+    label_map = read_source(tmp_path, f'{HEADER}\n20,TV / SON,TV / SON,ÉCRAN\n10,A,B,C\n')
+    assert [label_map.path(label) for label in (0, 1)] == ['A > B > C', 'TV / SON > TV / SON > ÉCRAN']
+
+
 def test_what_is_written_is_read(tmp_path):
     label_map = read_source(tmp_path, f'{HEADER}\n{LARGEST},"a, b",é,"c\nd"\n0,A,A,A\n')
     categories.write(label_map, str(tmp_path))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html
 import io
+import json
 import re
 import shutil
 from pathlib import Path
@@ -14,11 +16,12 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from pipeline import categories, convert, manifest, split
+from pipeline import categories, convert, manifest, progress, split
 from pipeline.categories import Categories
 from pipeline.errors import InputError
 from pipeline.records import Product
 from tests import catalogue, shards
+from tests.commands import following
 from tests.tools import browser
 from tools import browse_shards, shard_checks
 from tools.browse import scan, shard_sections
@@ -135,7 +138,7 @@ def test_repeats_are_those_counted_by_hand(text):
         ['test', 'train or val', '3', '60.00 %', '3', '100.00 %', '2', '66.67 %'],
     ]
     most = rows(text, 'picture', 'times')
-    assert most[0] == ['', '4', '3', '2', 'train, test', f'{" › ".join(NAMES[0])} (2); {" › ".join(NAMES[1])} (1)']
+    assert most[0] == ['', '4', '3', '2', 'train, test', f'{" > ".join(NAMES[0])} (2); {" > ".join(NAMES[1])} (1)']
     assert [row[1] for row in most] == ['4', '2', '2', '2', '2', '2']
     assert '2 pictures do' in text
     assert text.count('One picture in 3 products of 2 categories') == 1  # BLANK
@@ -183,7 +186,7 @@ def test_of_many_pictures_a_sample_is_looked_at_for_its_size(folder, monkeypatch
 
 
 def test_samples_show_a_products_split_and_pictures(text):
-    assert f'{" › ".join(NAMES[0])} (1000): 2 in train, 1 in val' in text
+    assert f'{" &gt; ".join(NAMES[0])} (1000): 2 in train, 1 in val' in text
     assert 'All categories, from the largest to the smallest' in text
     assert text.count('<details open>') == 1, 'of the first category'
     for number in range(1, 11):
@@ -200,8 +203,8 @@ def test_a_damaged_picture_is_grey(text):
 def test_the_categories_asked_for_are_shown(folder):
     text = browse(folder, '--category_id=1003', '--category_id=1006', '--per_category=1')
     assert re.findall('<summary>(.*?): (.*?)</summary>', text)[:2] == [
-        ('A › B › C1 (1003)', '1 in train, 0 in val'),
-        ('A › B › C4 (1006)', '0 in train, 0 in val'),
+        ('A &gt; B &gt; C1 (1003)', '1 in train, 0 in val'),
+        ('A &gt; B &gt; C4 (1006)', '0 in train, 0 in val'),
     ]
     assert len(pictures(text, 'product 5')) == 2
     assert 'No product is shown.' in text
@@ -272,8 +275,57 @@ def test_rejected_documents_are_counted_by_reason(tmp_path):
     assert report.problems.first == [], 'a page beside the shards is none of them'
 
 
+def note_rejected(folder: Path, *, in_manifest: int, listed: int) -> None:
+    """A dataset whose manifest says that some documents were left out, beside a list of some."""
+    made = manifest.read(str(folder), kind='shards', remedy='')
+    manifest.write(dataclasses.replace(made, about={'rejected': in_manifest}), str(folder))
+    row = {'file': 'train.bson', 'offset': 5, 'length': 7, 'reason': 'some reason'}
+    (folder / 'rejected.jsonl').write_text(listed * f'{json.dumps(row)}\n')
+
+
+def test_a_list_of_another_run_is_not_believed(folder):
+    left_out = 'documents were left out'
+    note_rejected(folder, in_manifest=0, listed=3)
+    text = browse(folder)
+    assert 'None: every document of the catalogue is in the shards. The list rejected.jsonl beside them is of' in text
+    assert left_out not in text
+    note_rejected(folder, in_manifest=5, listed=3)
+    text = browse(folder)
+    assert f'5 {left_out} of the shards' in text
+    assert 'The list rejected.jsonl beside them has 3: it is of another run, and not shown.' in text
+    assert 'some reason' not in text
+    note_rejected(folder, in_manifest=3, listed=3)
+    text = browse(folder)
+    assert f'3 {left_out} of the shards' in text
+    assert 'another run' not in text
+    assert rows(text, 'reason', 'documents') == [['some reason', '3']]
+
+
+def test_a_list_that_is_missing_is_told(folder):
+    note_rejected(folder, in_manifest=5, listed=0)
+    (folder / 'rejected.jsonl').unlink()
+    text = browse(folder)
+    assert '5 documents were left out of the shards, because they can not be used. Their list rejected.jsonl is' in text
+    assert 'None: every document' not in text
+
+
+def test_a_refused_conversion_into_the_folder_of_a_dataset_does_not_change_its_page(tmp_path):
+    catalogue.write_catalogue(tmp_path, products=60)
+    folder = tmp_path / 'shards'
+    words = ['convert', f'--input_dir={tmp_path}', f'--output_dir={folder}', '--runner=FnApiRunner']
+    convert.main(words)
+    with open(tmp_path / 'train.bson', 'ab') as file:
+        file.write(catalogue.document(1000, [A], 55))
+    with pytest.raises(InputError, match='more than --max_rejected=0'):
+        convert.main([*words, '--on_error=skip', '--max_rejected=0'])
+    text = browse(folder)
+    assert 'The list rejected.jsonl beside them is of another run.' in text
+    assert 'were left out' not in text
+
+
 @pytest.mark.parametrize('line', ['{', '[]', '{"file": "train.bson"}'])
 def test_a_list_of_rejected_documents_that_is_none_is_refused(folder, line):
+    note_rejected(folder, in_manifest=1, listed=0)
     (folder / 'rejected.jsonl').write_text(line + '\n')
     with pytest.raises(InputError, match=r'rejected.jsonl: not a list of rejected documents \(.*\); remove it'):
         browse(folder)
@@ -301,8 +353,17 @@ def test_the_same_seed_gives_the_same_page_and_another_seed_other_samples(tmp_pa
     assert first == second != other
     path = tmp_path / 'browse.html'
     size = f'{path.stat().st_size / 1e6:.1f} MB'
-    said = '35 products, 70 pictures, 7 categories; next: open it in a browser'
-    assert capsys.readouterr().out.splitlines()[-1] == f'wrote {path} ({size}): {said}'
+    said = '35 products, 70 pictures, 7 categories, a page to open in a browser'
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1].startswith(f'wrote {path} ({size}): {said}; next: ')
+    assert following(out) == f'python -m model.train --flagfile=noaug.flags --shards_dir={tmp_path}'
+
+
+def test_the_progress_of_comparing_is_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, 'WATCHED_AFTER', 0)
+    shards.write(tmp_path, train=7)
+    browse(tmp_path)
+    assert re.search(r'^compare pictures: \d+ s so far$', capsys.readouterr().err, re.MULTILINE)
 
 
 def test_a_page_goes_where_it_is_asked_to_but_is_always_one(folder, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,9 +20,9 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from model import answers, runs, serving
 from model.accumulate import AccumulatingModel
-from pipeline import dataset
+from pipeline import dataset, progress
 from pipeline.dataset import Shards
-from pipeline.errors import InputError
+from pipeline.errors import InputError, UsageError
 from pipeline.records import Product
 from tests import catalogue
 from tests import shards as small
@@ -108,7 +109,7 @@ def test_a_fresh_process_with_tensorflow_alone_answers_as_the_chain(run_dir, sha
 
 
 def test_the_signature_is_the_one_documented(run_dir, capsys):
-    export.main(arguments(run_dir, 'nowhere'))
+    export.main(arguments(run_dir, 'nowhere', '--nocheck'))
     saved = saved_model_pb2.SavedModel.FromString((run_dir / 'serving' / '1' / 'saved_model.pb').read_bytes())
     (graph,) = saved.meta_graphs
     assert list(graph.meta_info_def.tags) == ['serve']
@@ -129,19 +130,37 @@ def test_the_signature_is_the_one_documented(run_dir, capsys):
     assert not {op for op in used if 'PyFunc' in op}
 
 
-def test_without_shards_it_says_that_nothing_was_checked(run_dir, capsys):
-    export.main(arguments(run_dir, 'nowhere'))
+def test_without_usable_shards_nothing_is_written(run_dir, shards, tmp_path):
+    shutil.copytree(shards.folder, tmp_path / 'damaged')
+    (tmp_path / 'damaged' / 'manifest.json').write_text('{')
+    for folder, message in (('nowhere', 'no such file'), (f'{tmp_path}/damaged', 'manifest.json')):
+        with pytest.raises(InputError, match=rf'^{folder}/.*{message}.*; --nocheck exports without shards$') as error:
+            export.main(arguments(run_dir, folder))
+        assert '\n' not in str(error.value)
+    assert not (run_dir / 'serving').exists()
+
+
+def test_what_need_not_be_checked_needs_no_shards_and_says_so_last(run_dir, capsys):
+    export.main(arguments(run_dir, 'nowhere', '--nocheck'))
     said = capsys.readouterr().out
-    assert said.startswith('not checked, and not timed: nowhere/manifest.json: no such file')
     assert 'products/s' not in said
+    assert re.search(r'/serving/1: product, 7 categories, [0-9.]+ MB, not checked; next: ', said.splitlines()[-1])
     assert names(run_dir / 'serving') == ['1']
+
+
+def test_its_progress_is_shown(run_dir, shards, monkeypatch, capsys):
+    monkeypatch.setattr(progress, 'WATCHED_AFTER', 0)
+    export.main(arguments(run_dir, shards.folder))
+    told = capsys.readouterr().err
+    assert 'check: 2 of 2 batches (100 %)' in told
+    assert 'measure rates: 3 of 3 sizes (100 %)' in told
 
 
 def test_versions_are_numbered_on_and_none_is_overwritten(run_dir, tmp_path):
     there = tmp_path / 'versions'
     (there / '7').mkdir(parents=True)
     (there / 'notes').mkdir()
-    words = arguments(run_dir, 'nowhere', f'--output_dir={there}')
+    words = arguments(run_dir, 'nowhere', '--nocheck', f'--output_dir={there}')
     export.main(words)
     assert names(there) == ['7', '8', 'notes']
     export.main([*words, '--version_number=3'])
@@ -192,7 +211,7 @@ def test_bad_input_leaves_nothing(run_dir):
         export.main(arguments(run_dir, 'nowhere'))
     with pytest.raises(flags.Error, match='version_number'):
         export.main(arguments(run_dir, 'nowhere', '--version_number=0'))
-    with pytest.raises(InputError, match='--output_dir=s3://bucket/x: must be on a local disk'):
+    with pytest.raises(UsageError, match='--output_dir=s3://bucket/x: must be on a local disk'):
         export.main(arguments(run_dir, 'nowhere', '--output_dir=s3://bucket/x'))
     assert not (run_dir / 'serving').exists()
 

@@ -55,7 +55,7 @@ class Dataset:
 
     def name(self, label: int) -> str:
         """The names of a category's levels."""
-        return ' › '.join(self.label_map.names[label]) if label >= 0 else 'category unknown'
+        return self.label_map.path(label) if label >= 0 else 'category unknown'
 
     def counts(self, name: str, *, pictures: bool = False) -> np.ndarray:
         """How many products, or pictures, each category has in a split: int64 [C]."""
@@ -331,26 +331,41 @@ def _sizes(scan: Scan) -> list[Markup]:
 
 
 def rejected(dataset: Dataset) -> Section:
-    """The documents that the conversion left out."""
+    """The documents that the conversion left out; a later one that was refused or only planned leaves its list too."""
+    count = dataset.made.about.get('rejected', 0)
     path = storage.join(dataset.folder, shards.REJECTED)
-    if not storage.exists(path):
-        return Section('Rejected documents', [page.text('None: every document of the catalogue is in the shards.')])
+    listed = storage.exists(path)
+    if not count:
+        said = 'None: every document of the catalogue is in the shards.'
+        said += f' The list {shards.REJECTED} beside them is of another run.' if listed else ''
+        return Section('Rejected documents', [page.text(said)])
+    rows = _read_rejected(path) if listed else []
+    said = f'{count:,} documents were left out of the shards, because they can not be used.'
+    if not listed:
+        said += f' Their list {shards.REJECTED} is missing.'
+    elif len(rows) != count:
+        said += f' The list {shards.REJECTED} beside them has {len(rows):,}: it is of another run, and not shown.'
+    return Section('Rejected documents', [page.text(said), *(_list_rejected(rows) if len(rows) == count else [])])
+
+
+def _read_rejected(path: str) -> list[tuple[str, int, int, str]]:
+    """File, byte, length and reason of each."""
     with storage.open_read(path) as file:
         lines = file.read().splitlines()
     try:
-        rows = [(row['file'], row['offset'], row['length'], row['reason']) for row in map(json.loads, lines)]
+        return [(row['file'], row['offset'], row['length'], row['reason']) for row in map(json.loads, lines)]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f'{path}: not a list of rejected documents ({error!r}); remove it, or convert again') from None
+
+
+def _list_rejected(rows: Sequence[tuple[str, int, int, str]]) -> list[Markup]:
+    """Their reasons, and where the first ones stand."""
     # Numbers are those of one document, so reasons that differ in nothing else are the same.
     reasons = Counter(re.sub(r'\d+', 'N', reason) for *_, reason in rows)
     table = [[name, page.count(offset), page.count(length), reason] for name, offset, length, reason in rows]
     shown = table[:REJECTED_SHOWN]
     note = f'the first {len(shown):,} of {len(rows):,}' if len(rows) > len(shown) else f'all {len(rows):,}'
-    return Section(
-        'Rejected documents',
-        [
-            page.text(f'{len(rows):,} documents were left out of the shards, because they can not be used.'),
-            page.table(['reason', 'documents'], [[name, page.count(times)] for name, times in reasons.most_common()]),
-            page.fold(f'Where they stand: {note}', [page.table(['file', 'byte', 'bytes', 'reason'], shown)]),
-        ],
-    )
+    return [
+        page.table(['reason', 'documents'], [[name, page.count(times)] for name, times in reasons.most_common()]),
+        page.fold(f'Where they stand: {note}', [page.table(['file', 'byte', 'bytes', 'reason'], shown)]),
+    ]

@@ -60,8 +60,8 @@ class Outcome:
 
 
 def path(label_map: Categories, label: int) -> str:
-    """A category's names from level 1 to 3; where one repeats the one above, it stands once."""
-    return ' / '.join(dict.fromkeys(label_map.names[label]))
+    """A category's names from level 1 to 3."""
+    return label_map.path(label)
 
 
 def short_names(label_map: Categories) -> list[str]:

@@ -37,10 +37,10 @@ def cells(block: str) -> list[list[str]]:
 def test_every_category_has_a_row_also_one_without_products():
     (block,) = accuracies.categories_section(FOUND, PAIRS, None).blocks
     assert cells(block) == [
-        ['1000', 'A / X / &lt;script&gt;alert(1)&lt;/script&gt;', '3', '0.667', 'Y / RUG (1)'],
-        ['1010', 'A / X / shoe &amp; co', '1', '1.000', ''],
-        ['1020', 'A / Y / RUG', '1', '0.000', '&lt;script&gt;alert(1)&lt;/script&gt; (1)'],
-        ['1030', 'B / Z / RUG', '0', '', ''],
+        ['1000', 'A &gt; X &gt; &lt;script&gt;alert(1)&lt;/script&gt;', '3', '0.667', 'Y / RUG (1)'],
+        ['1010', 'A &gt; X &gt; shoe &amp; co', '1', '1.000', ''],
+        ['1020', 'A &gt; Y &gt; RUG', '1', '0.000', '&lt;script&gt;alert(1)&lt;/script&gt; (1)'],
+        ['1030', 'B &gt; Z &gt; RUG', '0', '', ''],
     ]
 
 

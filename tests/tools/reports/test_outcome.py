@@ -22,7 +22,7 @@ def test_categories_of_the_same_names_are_told_apart_by_their_ids():
 
 def test_a_name_tells_id_and_path_when_pointed_at():
     found = outcomes.outcome([0], [2], [0.5])
-    assert found.name(1020) == '<span title="1020: A / Y / RUG">Y / RUG</span>'
+    assert found.name(1020) == '<span title="1020: A &gt; Y &gt; RUG">Y / RUG</span>'
     assert '<script>' not in found.name(1000)
     assert '&lt;script&gt;' in found.name(1000)
 
