@@ -34,15 +34,12 @@ from absl import flags
 
 from pipeline import help_text
 from pipeline.errors import InputError, TemporaryError, UsageError, with_remedy
-from pipeline.progress import Progress
 
 # TensorFlow reads this when it is imported (3 drops its start-up notes on missing GPUs as well; its Python errors are
 # not affected). Programs import this module before TensorFlow.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 # Beam notes at every import that Google's cloud clients aren't installed; nothing here uses them.
 logging.getLogger().addFilter(lambda record: 'apitools not found' not in str(record.msg))
-
-progress = Progress  # the name by which some tools call it yet
 
 
 def flag_values() -> flags.FlagValues:
