@@ -2,9 +2,8 @@
 
 Synopsis:
 
-    rows = []
-    for store in table.find_stores(['runs/noaug', 'runs/aug'], 'val'):
-        rows += table.measure(engine, store, scratch='runs/.tmp-table')
+    compared = table.open_runs(['runs/noaug', 'runs/aug'], 'val')
+    rows = table.measure_all(engine, compared, shards_dir='data/shards', scratch='runs/.tmp-table')
     print(table.markdown(rows, 'val'))
     table.write_csv(rows, 'runs/table.csv')
 """
@@ -18,14 +17,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ensemble import known_images, logits_folder, predictions, reduction, rules, scores
+from ensemble import known_images, logits, logits_folder, predictions, reduction, rules, scores, submission
 from ensemble.known_images import Known
 from ensemble.mixture import Mixture
 from ensemble.reduction import Job, Stores
 from ensemble.scores import Score
 from ensemble.submission import Solution
 from model import runs
-from pipeline import dataset, storage, tables
+from pipeline import dataset, manifest, storage, tables
 from pipeline.beam_job import Engine
 from pipeline.errors import InputError
 from tools.reports import calibration
@@ -69,6 +68,25 @@ class Store:
     def title(self) -> str:
         """What the table calls it."""
         return self.configuration + (f', {self.tta} views' if self.tta > 1 else '')
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """Logits of one or more runs that belong together: of the same products, all of a run by the same weights.
+
+    Attributes:
+        folders: of the runs.
+        split: val or test.
+        stores: all their logits of the split.
+        opened: the same, in the same order.
+        truth: the products' categories, if the logits don't have them (test).
+    """
+
+    folders: Sequence[str]
+    split: str
+    stores: Sequence[Store]
+    opened: Stores
+    truth: Solution | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,17 +135,53 @@ def find_stores(folders: Sequence[str], split: str) -> list[Store]:
         folders: of the runs.
         split: val or test.
     """
-    names = [os.path.basename(os.path.realpath(folder)) for folder in folders]
-    if len(set(names)) < len(names):
-        names = list(folders)
     return [
         Store(logits_folder.folder(folder, split, tta=tta), name, tta, _paper(folder, tta))
-        for folder, name in zip(folders, names, strict=True)
+        for folder, name in zip(folders, runs.names(folders), strict=True)
         for tta in (1, *logits_folder.views_made(folder, split))
     ]
 
 
-def check_same_weights(stores: Sequence[Store], opened: Stores) -> None:
+def lacking(folder: str, split: str) -> str:
+    """Why a run has no logits of a split to report on, and what to do about it; '' if it has them.
+
+    Raises:
+        InputError: they are damaged.
+    """
+    path = logits_folder.folder(folder, split)
+    if storage.exists(storage.join(path, manifest.NAME)):
+        found = logits.read_manifest(path).products(split)
+        return '' if found else f'{path} holds no product, because the dataset has none in {split}; take another split'
+    if storage.exists(storage.join(folder, runs.SETTINGS_NAME)) and not runs.is_finished(folder):
+        return (
+            f'{folder} has no logits of {split} yet: its training is not finished; the same model.train command goes '
+            'on with it'
+        )
+    return f'{path} holds no finished logits; make them: {logits_folder.command(path)}'
+
+
+def open_runs(folders: Sequence[str], split: str, *, solution: str = '') -> Runs:
+    """Opens all logits of a split that runs have.
+
+    Args:
+        folders: of the runs.
+        split: val or test.
+        solution: path of a solution.csv with the products' categories; '' if there is none.
+
+    Raises:
+        InputError: a run has none, or they don't belong together.
+    """
+    for folder in folders:
+        if problem := lacking(folder, split):
+            raise InputError(problem)
+    stores = find_stores(folders, split)
+    opened = reduction.open_stores([store.folder for store in stores])
+    _check_same_weights(stores, opened)
+    truth = submission.read_solution(solution, opened.label_map) if solution else None
+    return Runs(tuple(folders), split, stores, opened, truth)
+
+
+def _check_same_weights(stores: Sequence[Store], opened: Stores) -> None:
     """Checks that all logits of a run are by the same weights.
 
     Raises:
@@ -144,7 +198,7 @@ def check_same_weights(stores: Sequence[Store], opened: Stores) -> None:
             )
 
 
-def tell_missing(folders: Sequence[str], split: str) -> None:
+def _tell_missing(folders: Sequence[str], split: str) -> None:
     """Says which logits with several views some runs have and others lack, and how to make them."""
     made = {folder: logits_folder.views_made(folder, split) for folder in folders}
     for tta in sorted({VIEWS}.union(*made.values())):
@@ -154,14 +208,34 @@ def tell_missing(folders: Sequence[str], split: str) -> None:
                 print(f'{folder}: has no logits of {tta} views; to have them in the table: {command}')
 
 
-def find_known(engine: Engine, opened: Stores, *, shards_dir: str, output_dir: str) -> Known | None:
+def _find_known(engine: Engine, opened: Stores, *, shards_dir: str, scratch: str) -> Known | None:
     """Which pictures of the products are in the training set, too; None if it can't be known, which is told."""
     try:
         known_images.check(shards_dir, digest=opened.dataset_digest)
     except InputError as error:
         print(f'left out, which pictures the training set has too: {error}')
         return None
-    return known_images.find(engine, shards_dir, opened.split, output_dir=output_dir)
+    return known_images.find(engine, shards_dir, opened.split, output_dir=scratch)
+
+
+def measure_all(engine: Engine, compared: Runs, *, shards_dir: str, scratch: str) -> list[Row]:
+    """Combines all logits of runs by all rules, and scores what they predict; says what it does, and what is missing.
+
+    Args:
+        engine: what runs the jobs.
+        compared: what open_runs() found.
+        shards_dir: the dataset; without it, it isn't known which pictures the training set has too.
+        scratch: a folder that all workers reach; the caller removes it. predictions_folder() is where it holds the
+            first store's predictions.
+    """
+    _tell_missing(compared.folders, compared.split)
+    known = _find_known(engine, compared.opened, shards_dir=shards_dir, scratch=scratch)
+    rows: list[Row] = []
+    for store in compared.stores:
+        print(f'combining {store.folder} by all rules', flush=True)
+        part = scratch if store == compared.stores[0] else storage.join(scratch, 'others')
+        rows += measure(engine, store, scratch=part, solution=compared.truth, known=known)
+    return rows
 
 
 def measure(

@@ -15,11 +15,13 @@ from absl import flags
 from ensemble import logits, rules, scores
 from ensemble.known_images import Known
 from ensemble.logits import Rows
+from model import runs
 from pipeline import beam_job, dataset, program
 from pipeline.categories import Categories
 from pipeline.errors import InputError
 from pipeline.records import Product
 from tests import shards
+from tests.commands import following
 from tests.tools import browser
 from tests.tools.reports.trained import write_run
 from tools import report, table
@@ -79,12 +81,12 @@ def write_store(
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Runs `first` (with augmentation by its settings, views too) and `noaug` (without settings)."""
-    runs = tmp_path / 'runs'
-    write_store(runs / 'first')
-    write_store(runs / 'first', tta=5)
-    (runs / 'first' / 'run.json').write_text(json.dumps({'crop_probability': 0, 'flip_probability': 0.5}))
-    write_store(runs / 'noaug')
-    return runs
+    made = tmp_path / 'runs'
+    write_store(made / 'first')
+    write_store(made / 'first', tta=5)
+    (made / 'first' / 'run.json').write_text(json.dumps({'crop_probability': 0, 'flip_probability': 0.5}))
+    write_store(made / 'noaug')
+    return made
 
 
 def run(*words: str) -> None:
@@ -336,6 +338,42 @@ def test_what_the_user_can_mend_is_one_line(folder: Path, words: list[str], mess
     assert names_in(folder / 'noaug') == ['logits']
 
 
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['--table', '--split=test'], "--split=test needs the products' categories: give --solution=data/solution.csv"),
+        (['--solution=x.csv'], '--solution=x.csv is for the test set; give --split=test, or leave it out'),
+        (['--splitt=val'], 'unknown flag --splitt, perhaps --split is meant; --help lists the flags'),
+    ],
+)
+def test_bad_usage_has_its_exit_code(
+    words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr('sys.argv', ['report', 'no/run', *words])
+    with pytest.raises(SystemExit) as ended:
+        program.run(report.main)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f'error: {message}\n'
+
+
+def test_the_table_of_a_run_in_training_does_not_send_to_model_predict(folder: Path) -> None:
+    runs.write_settings(str(folder / 'training'), {})
+    with pytest.raises(InputError, match=r'has no logits of val yet: its training is not finished; the same model\.tr'):
+        run(f'{folder}/noaug', f'{folder}/training')
+
+
+def test_the_last_line_names_a_command_that_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """To combine the test logits, once there are some."""
+    run(f'{folder}/noaug')
+    predict = f'python -m model.predict --run_dir={folder}/noaug --split=test'
+    assert following(capsys.readouterr().out) == predict
+    write_store(folder / 'noaug', split='test')
+    write_run(folder / 'noaug')
+    report.main(['report', f'{folder}/noaug', '--rule=first', '--split=test', '--runner=FnApiRunner'])
+    combine = f'python -m ensemble.combine --rule first --logits={folder}/noaug/logits/test'
+    assert following(capsys.readouterr().out) == combine
+
+
 def test_damaged_logits_leave_nothing_behind(folder: Path) -> None:
     path = folder / 'noaug' / 'logits' / 'val' / 'val-00002-of-00003.tfrecord'
     data = bytearray(path.read_bytes())
@@ -353,14 +391,17 @@ def test_damaged_logits_leave_nothing_behind(folder: Path) -> None:
         (['runs/a/', 'runs/b', 'runs/a'], ['runs/a', 'runs/b']),
         (['--run_dir=runs/a', 'runs/b'], ['runs/a', 'runs/b']),
         (['runs/b', '--run_dir=runs/a/'], ['runs/a', 'runs/b']),
+        (['runs/latest', 'runs/b', 'runs/a'], ['runs/latest', 'runs/b']),
         (['--table', 'runs/b'], ['runs/b']),
     ],
 )
 def test_the_runs_are_those_named_or_the_latest(
     words: list[str], folders: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first one is looked into first."""
+    """The first one is looked into first; runs/latest is runs/a."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / 'runs' / 'a').mkdir(parents=True)
+    (tmp_path / 'runs' / 'latest').symlink_to('a')
     assert report._folders(program.parse(report.FLAGS, ['report', *words], doc='', pass_through=True)) == folders
     with pytest.raises(InputError, match=folders[0]):
         report.main(['report', *words])
@@ -381,7 +422,11 @@ def test_the_page_of_a_run_is_one_whole_file(
     words = [f'--run_dir={folder}/first', f'{folder}/noaug', f'--shards_dir={tmp_path}/none', '--runner=FnApiRunner']
     report.main(['report', *words])
     path = folder / 'first' / 'report.html'
-    assert capsys.readouterr().out.splitlines()[-1].startswith(f'wrote {path} (')
+    assert re.fullmatch(
+        rf'wrote {path} \(\d\.\d MB\), a page to open in a browser; next: '
+        rf'the same model.train command goes on with {folder}/first, whose training is not finished',
+        capsys.readouterr().out.splitlines()[-1],
+    )
     assert names_in(folder / 'noaug') == ['history.csv', 'logits', 'run.json']
     with browser.started() as chromium:
         seen = browser.look(chromium, path, width=width, dark=width == browser.PHONE, shot=tmp_path / 'shot.png')

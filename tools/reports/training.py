@@ -8,7 +8,6 @@ Synopsis:
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -85,12 +84,6 @@ class Sections:
     others: Sequence[Section]
 
 
-def names(folders: Sequence[str]) -> list[str]:
-    """What runs are called: the names of their folders, or the whole paths if two have the same name."""
-    found = [os.path.basename(os.path.realpath(folder)) for folder in folders]
-    return found if len(set(found)) == len(found) else list(folders)
-
-
 def read(folder: str, name: str) -> Run:
     """Reads what a run's folder tells of its training.
 
@@ -111,7 +104,7 @@ def sections(folders: Sequence[str], *, shards_dir: str) -> Sections:
     Raises:
         InputError: a folder has no run.
     """
-    found = [read(folder, name) for folder, name in zip(folders, names(folders), strict=True)]
+    found = [read(folder, name) for folder, name in zip(folders, runs.names(folders), strict=True)]
     return Sections(
         Section('Training', _training(found)),
         [
