@@ -36,6 +36,7 @@ SIGNIFICANT = 0.05
 PICTURES = tuple(range(1, dataset.PICTURES + 1))
 VIEWS = 5  # the paper's
 # Table I, accuracy on Cdiscount's validation set, by configuration and views of each picture.
+PAPER_TITLE = 'paper (Cdiscount)'
 PAPER: dict[tuple[str, int], dict[str, float]] = {
     ('noaug', 1): {
         'mean': 0.708, 'product': 0.712, 'rms': 0.707, 'median': 0.707, 'power': 0.712, 'max': 0.706, 'first': 0.691,
@@ -321,7 +322,7 @@ def _overview(by_store: Mapping[Store, Sequence[Row]], split: str) -> str:
     """Rules down, stores across; beside each what the paper has."""
     head, lines = ['rule'], {row.rule: [row.rule] for its in by_store.values() for row in its}
     for store, its in by_store.items():
-        head += [store.title, 'paper'] if store.paper else [store.title]
+        head += [store.title, PAPER_TITLE] if store.paper else [store.title]
         for row in its:
             if row.views == rules.VIEWS[0]:
                 half = (row.accuracy.high - row.accuracy.low) / 2

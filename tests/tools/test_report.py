@@ -165,7 +165,8 @@ def test_the_markdown_begins_with_the_papers_form(folder: Path, capsys: pytest.C
     blocks = [block.splitlines() for block in text.strip().split('\n\n')]
     assert blocks[0][0].startswith('Accuracy over the 4 products of val, ± half of its 95 % bootstrap interval; ')
     grid = [[cell.strip() for cell in line.strip('|').split('|')] for line in blocks[1]]
-    assert grid[0] == ['rule', 'noaug', 'paper', 'first', 'paper', 'first, 5 views', 'paper']
+    paper = 'paper (Cdiscount)'
+    assert grid[0] == ['rule', 'noaug', paper, 'first', paper, 'first, 5 views', paper]
     assert [line[0] for line in grid[2:]] == list(rules.names())
     assert grid[3] == ['product', '0.500 ± 0.500', '0.712', '0.500 ± 0.500', '0.710', '0.000 ± 0.000', '0.715']
     titles = [block[0] for block in blocks if block[0].startswith('#')]

@@ -55,7 +55,7 @@ def _overview(rows: Sequence[Row]) -> Markup:
     accuracy = {(row.rule, row.store): row.accuracy for row in rows if row.views == rules.VIEWS[0]}
     head, lines = ['rule'], {rule: list[object]([rule]) for rule, _ in accuracy}
     for store in dict.fromkeys(store for _, store in accuracy):
-        head += [store.title, 'paper'] if store.paper else [store.title]
+        head += [store.title, table.PAPER_TITLE] if store.paper else [store.title]
         for rule, line in lines.items():
             line.append(_plus_minus(accuracy[rule, store]))
             if store.paper:
@@ -66,7 +66,7 @@ def _overview(rows: Sequence[Row]) -> Markup:
 def _comparison(rows: Sequence[Row]) -> Markup:
     over = f'over {table.REFERENCE} (95 % interval)'
     return page.table(
-        ['logits', 'rule', 'accuracy (95 % interval)', over, 'p', 'top 5', 'paper'],
+        ['logits', 'rule', 'accuracy (95 % interval)', over, 'p', 'top 5', table.PAPER_TITLE],
         [
             [
                 row.store.title,
@@ -109,8 +109,8 @@ def calibration_section(rows: Sequence[Row]) -> Section:
     for number, row in enumerate(chosen):
         found = row.calibration
         enough = found.products >= FEWEST
-        form = 'o-' if number < page.SERIES else 's--'  # from there on colours repeat
-        axes.plot(found.confidence[enough], found.accuracy[enough], form, markersize=3, linewidth=1, label=row.rule)
+        style = {'markersize': 3, 'linewidth': 1} | page.series(number)
+        axes.plot(found.confidence[enough], found.accuracy[enough], label=row.rule, **style)
     axes.legend()
     caption = (
         f'{rows[0].store.title}: above the diagonal a rule is too modest, below it too sure of itself. '
