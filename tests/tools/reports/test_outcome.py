@@ -27,6 +27,12 @@ def test_a_name_tells_id_and_path_when_pointed_at():
     assert '&lt;script&gt;' in found.name(1000)
 
 
+def test_a_line_tells_the_path_where_the_name_does_not():
+    names = (('A', 'X', 'RUG'), ('HAT', 'HAT', 'HAT'), ('A', 'Z', 'CUP'), ('B', 'Z', 'CUP'))
+    found = outcome.Outcome('title', None, np.empty(0), Categories(np.arange(4), names))
+    assert [found.place(number) for number in range(4)] == ['<small class="faint">A / X / RUG</small>', '', '', '']
+
+
 def test_what_is_not_known_is_not_right():
     found = outcomes.outcome([-1, 3], [3, 3], [0.5, 0.5])
     assert found.correct.tolist() == [False, True]
