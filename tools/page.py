@@ -253,7 +253,8 @@ def _set_style() -> None:
         'text.color': _INK, 'axes.labelcolor': _INK, 'axes.titlecolor': _INK, 'xtick.color': FAINT,
         'ytick.color': FAINT, 'axes.edgecolor': _LINE, 'grid.color': _LINE, 'axes.prop_cycle': cycler(color=series),
         'axes.grid': True, 'grid.linewidth': 0.5, 'font.size': 9, 'legend.frameon': False, 'svg.fonttype': 'none',
-        'svg.hashsalt': 'page', 'lines.linewidth': 1.5, 'axes.formatter.min_exponent': 7,  # exponents are too small to read
+        'svg.hashsalt': 'page', 'lines.linewidth': 1.5,
+        'axes.formatter.min_exponent': 7,  # exponents would be too small to read
     })  # fmt: skip
 
 

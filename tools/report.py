@@ -27,7 +27,7 @@ from pipeline import beam_job, manifest, storage
 from pipeline.beam_job import Engine
 from pipeline.errors import UsageError
 from tools import page, table
-from tools.reports import predicted, training
+from tools.reports import grids, predicted, training
 
 FLAGS = program.flag_values()
 program.group(FLAGS, 'What is reported')
@@ -110,7 +110,7 @@ def _make_table(engine: Engine, folders: list[str], *, output_dir: str) -> None:
             storage.remove(older)
     with storage.scratch(output_dir, 'table') as scratch:
         rows = table.measure_all(engine, compared, shards_dir=SHARDS_DIR.value, scratch=scratch)
-    text = table.markdown(rows, SPLIT.value)
+    text = grids.markdown(rows, SPLIT.value)
     with storage.atomic_writer(f'{path}.md') as file:
         file.write(text.encode())
     table.write_csv(rows, f'{path}.csv')

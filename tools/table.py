@@ -1,10 +1,9 @@
-"""The paper's Table I for runs of ours: rules x views x configurations, with intervals and tests, as Markdown and CSV.
+"""The paper's Table I for runs of ours: rules x views x configurations, with intervals and tests, as numbers and CSV.
 
 Synopsis:
 
     compared = table.open_runs(['runs/noaug', 'runs/aug'], 'val')
     rows = table.measure_all(engine, compared, shards_dir='data/shards', scratch='runs/.tmp-table')
-    print(table.markdown(rows, 'val'))
     table.write_csv(rows, 'runs/table.csv')
 """
 
@@ -12,7 +11,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,12 +30,9 @@ from tools.reports import calibration
 from tools.reports.calibration import Calibration
 
 REFERENCE = 'mean'  # what the other rules are held against
-BEST = 'product'  # with power the paper's best
-SIGNIFICANT = 0.05
 PICTURES = tuple(range(1, dataset.PICTURES + 1))
 VIEWS = 5  # the paper's
 # Table I, accuracy on Cdiscount's validation set, by configuration and views of each picture.
-PAPER_TITLE = 'paper (Cdiscount)'
 PAPER: dict[tuple[str, int], dict[str, float]] = {
     ('noaug', 1): {
         'mean': 0.708, 'product': 0.712, 'rms': 0.707, 'median': 0.707, 'power': 0.712, 'max': 0.706, 'first': 0.691,
@@ -295,115 +291,10 @@ def predictions_folder(scratch: str, *, views: str, rule: str) -> str:
     return storage.join(scratch, views, rule)
 
 
-def markdown(rows: Sequence[Row], split: str) -> str:
-    """The table in the paper's form, what the paper found held against it, and all that was measured store by store.
-
-    Args:
-        rows: what measure() found of one store or more, of the same products.
-        split: val or test.
-    """
-    by_store: dict[Store, list[Row]] = {}
-    for row in rows:
-        by_store.setdefault(row.store, []).append(row)
-    head = [BEST, 'over first', 'p', 'over one view', 'p']
-    parts = [_overview(by_store, split), _table(head, findings(rows))]
-    for store, its in by_store.items():
-        parts += [f'### {store.title}', _comparison(its), _parts(its)]
-    return '\n\n'.join(parts) + '\n'
-
-
 def write_csv(rows: Sequence[Row], path: str) -> None:
     """Writes all numbers, a line for each store, way to take its views, and rule; what there is not is empty."""
     lines = [_cells(row) for row in rows]
     tables.write(path, list(lines[0]), [list(line.values()) for line in lines])
-
-
-def _overview(by_store: Mapping[Store, Sequence[Row]], split: str) -> str:
-    """Rules down, stores across; beside each what the paper has."""
-    head, lines = ['rule'], {row.rule: [row.rule] for its in by_store.values() for row in its}
-    for store, its in by_store.items():
-        head += [store.title, PAPER_TITLE] if store.paper else [store.title]
-        for row in its:
-            if row.views == rules.VIEWS[0]:
-                half = (row.accuracy.high - row.accuracy.low) / 2
-                mark = ' *' if row.p_value < SIGNIFICANT else ''
-                lines[row.rule].append(f'{row.accuracy.value:.3f} ± {half:.3f}{mark}')
-                if store.paper:
-                    lines[row.rule].append(_number(row.paper))
-    products = next(iter(by_store.values()))[0].accuracy.count
-    return (
-        f'Accuracy over the {products:,} products of {split}, ± half of its 95 % bootstrap interval; * where it '
-        f'differs from {REFERENCE} with p < {SIGNIFICANT} (McNemar, each rule by itself).\n'
-        "Views are pooled. The paper's figures are Table I's, on Cdiscount's validation set; its x0.1 is power.\n\n"
-        + _table(head, lines.values())
-    )
-
-
-def findings(rows: Sequence[Row]) -> list[list[str]]:
-    """What several pictures, and several views of each, bring by the rule product: paired, on the same products.
-
-    Returns:
-        for each store its title, the difference to the rule first and its p value, and those to the logits of one view.
-    """
-    correct = {(row.store, row.rule): row.correct for row in rows if row.views == rules.VIEWS[0]}
-    plain = {store.configuration: store for store, _ in correct if store.tta == 1}
-    lines = []
-    for store in dict.fromkeys(store for store, _ in correct):
-        ours, one_view = correct[store, BEST], correct[plain[store.configuration], BEST]
-        views = _gain(ours, one_view) if store.tta > 1 else ['', '']
-        lines.append([store.title, *_gain(ours, correct[store, 'first']), *views])
-    return lines
-
-
-def _gain(correct: np.ndarray, over: np.ndarray) -> list[str]:
-    """Cells of a difference and its p value."""
-    return [signed(scores.gain(correct, over)), probability(scores.p_value(correct, over))]
-
-
-def with_interval(score: Score) -> str:
-    """A share with its interval."""
-    return f'{score.value:.3f} ({score.low:.3f} to {score.high:.3f})'
-
-
-def signed(score: Score) -> str:
-    """A difference with its interval."""
-    return f'{score.value:+.3f} ({score.low:+.3f} to {score.high:+.3f})'
-
-
-def probability(value: float) -> str:
-    """A p value."""
-    return f'{value:.3f}' if value >= 0.001 else '< 0.001'
-
-
-def _comparison(rows: Sequence[Row]) -> str:
-    head = ['rule', 'accuracy', f'over {REFERENCE}', 'p', 'top 5', 'level 1', 'level 2', 'level 3']
-    return _table(
-        head,
-        [
-            [
-                name_of(row),
-                with_interval(row.accuracy),
-                signed(row.over_mean),
-                probability(row.p_value),
-                *map(_number, (row.top5, *(level.value for level in row.levels))),
-            ]
-            for row in rows
-        ],
-    )
-
-
-def _parts(rows: Sequence[Row]) -> str:
-    lines = [[name_of(row), *(_number(part.value) for part in parts_of(row).values())] for row in rows]
-    return _table(['rule', *parts_of(rows[0])], lines)
-
-
-def parts_of(row: Row) -> dict[str, Score]:
-    """Accuracy over parts of the products, by what they are and how many there are."""
-    names = ['1 picture', *(f'{count} pictures' for count in PICTURES[1:])]
-    if row.by_seen:
-        names += ['a picture seen', 'none seen']
-    parts = zip(names, (*row.by_pictures, *(row.by_seen or ())), strict=True)
-    return {f'{name} ({part.count:,})': part for name, part in parts}
 
 
 def _cells(row: Row) -> dict[str, object]:
@@ -432,25 +323,6 @@ def _cell(value: object) -> object:
     if isinstance(value, float):
         return '' if math.isnan(value) else f'{value:.6g}'
     return value
-
-
-def _number(value: float) -> str:
-    return '' if math.isnan(value) else f'{value:.3f}'
-
-
-def name_of(row: Row) -> str:
-    """What a line of the table is called: its rule, and its way to take views where that isn't the paper's."""
-    return row.rule if row.views == rules.VIEWS[0] else f'{row.rule}, {row.views}'
-
-
-def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A Markdown table whose columns stand under each other as plain text too."""
-    cells = [list(head), *map(list, lines)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    cells.insert(1, ['-' * width for width in widths])
-    return '\n'.join(
-        '| ' + ' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + ' |' for line in cells
-    )
 
 
 def _paper(folder: str, tta: int) -> Mapping[str, float]:

@@ -25,7 +25,7 @@ from tests.commands import following
 from tests.tools import browser
 from tests.tools.reports.trained import write_run
 from tools import report, table
-from tools.reports import calibration
+from tools.reports import calibration, grids
 
 # Levels 1: A, A, B; levels 2: (A, X), (A, Y), (B, X).
 LABEL_MAP = Categories(np.array([1000, 1010, 1020]), (('A', 'X', 'RUG'), ('A', 'Y', 'RUG'), ('B', 'X', 'RUG')))
@@ -183,7 +183,7 @@ def test_what_pictures_and_views_bring_is_told_with_its_test(folder: Path) -> No
     run(f'{folder}/first')
     text = (folder / 'first' / 'table-val.md').read_text()
     lines = [[cell.strip() for cell in line.strip('|').split('|')] for line in text.split('\n\n')[2].splitlines()]
-    assert lines[0] == ['product', 'over first', 'p', 'over one view', 'p']
+    assert lines[0] == ['logits', 'product over first', 'p', 'over one view', 'p']
     assert lines[2:] == [
         ['first', '+0.250 (+0.000 to +0.750)', '1.000', '', ''],
         ['first, 5 views', '-0.250 (-0.750 to +0.000)', '1.000', '-0.500 (-1.000 to +0.000)', '0.500'],
@@ -210,7 +210,7 @@ def test_a_difference_beyond_chance_has_a_mark() -> None:
         )
         for rule, correct in (('mean', none), ('product', every), ('first', none))
     ]
-    assert '| product | 1.000 ± 0.000 * |' in table.markdown(rows, 'val')
+    assert '| product | 1.000 ± 0.000 * |' in grids.markdown(rows, 'val')
 
 
 def test_products_whose_pictures_are_known_are_told_apart(folder: Path) -> None:
@@ -225,7 +225,7 @@ def test_products_whose_pictures_are_known_are_told_apart(folder: Path) -> None:
     table.write_csv(rows, f'{folder}/table.csv')
     line = lines_of(folder / 'table.csv')[0]
     assert [line[name] for name in ('accuracy_seen', 'products_seen', 'accuracy_unseen')] == ['1', '2', '0']
-    assert '| a picture seen (2) | none seen (2) |' in table.markdown(rows, 'val')
+    assert '| a picture seen (2) | none seen (2) |' in grids.markdown(rows, 'val')
 
 
 def test_known_pictures_of_other_products_are_refused(folder: Path) -> None:
