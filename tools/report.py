@@ -4,6 +4,7 @@ The page is one file, report.html in the run's folder, which opens anywhere with
 (the paper's Figure 3), all rules with intervals (its Table I), calibration, accuracy by category, number of pictures
 and level, the categories most often mistaken for one another, the most confident mistakes and the least certain
 products with their pictures, and what took how long. Runs whose folders follow are compared with it.
+Of a run without logits, as while it is in training, the page has what is known of its training, and says how to go on.
 
 --table makes only Table I, printed and as table-val.md and table-val.csv: for each run, with each number of views of a
 picture of which it has logits (model.predict --tta=5), accuracy with a 95 % bootstrap interval, its difference to the
@@ -40,10 +41,10 @@ SPLIT = flags.DEFINE_enum('split', 'val', ('val', 'test'), 'On which products.',
 RULE = flags.DEFINE_enum(
     'rule', 'product', rules.names(), 'The rule whose predictions the page shows product by product.', flag_values=FLAGS
 )
+program.group(FLAGS, 'Input and output')
 SOLUTION = flags.DEFINE_string(
     'solution', '', "A solution.csv with the test products' categories, for --split=test.", flag_values=FLAGS
 )
-program.group(FLAGS, 'Input and output')
 SHARDS_DIR = flags.DEFINE_string(
     'shards_dir', 'data/shards', 'Folder of the shards: their pictures are shown, and those that the training set has '
     'too are looked for.', flag_values=FLAGS,

@@ -146,7 +146,8 @@ def lacking(folder: str, split: str) -> str:
         InputError: they are damaged.
     """
     path = logits_folder.folder(folder, split)
-    if storage.exists(storage.join(path, manifest.NAME)):
+    listed = storage.join(path, manifest.NAME)
+    if storage.exists(listed):
         found = logits.read_manifest(path).products(split)
         return '' if found else f'{path} holds no product, because the dataset has none in {split}; take another split'
     if storage.exists(storage.join(folder, runs.SETTINGS_NAME)) and not runs.is_finished(folder):
@@ -154,7 +155,7 @@ def lacking(folder: str, split: str) -> str:
             f'{folder} has no logits of {split} yet: its training is not finished; the same model.train command goes '
             'on with it'
         )
-    return f'{path} holds no finished logits; make them: {logits_folder.command(path)}'
+    return f'{listed}: no such file, so {path} holds no finished logits; make them: {logits_folder.command(path)}'
 
 
 def open_runs(folders: Sequence[str], split: str, *, solution: str = '') -> Runs:

@@ -71,7 +71,7 @@ def gains(rows: Sequence[Row]) -> Grid:
     """
     correct = {(row.store, row.rule): row.correct for row in rows if row.views == rules.VIEWS[0]}
     plain = {store.configuration: store for store, _ in correct if store.tta == 1}
-    head, lines = ['logits', f'{BEST} over first', 'p', 'over one view', 'p'], []
+    head, lines = ['logits', f'{BEST} over first', 'p', 'over one view', 'p'], list[list[str | Cell]]()
     for store in dict.fromkeys(store for store, _ in correct):
         ours, one_view = correct[store, BEST], correct[plain[store.configuration], BEST]
         views = _gain(ours, one_view) if store.tta > 1 else [EMPTY, EMPTY]
@@ -111,8 +111,8 @@ def parts(rows: Sequence[Row]) -> Grid:
         names += ['a picture seen', 'none seen']
     lines = [[*row.by_pictures, *(row.by_seen or ())] for row in rows]
     head = [f'{name} ({part.count:,})' for name, part in zip(names, lines[0], strict=True)]
-    cells = [[name_of(row), *map(_plus_minus, line)] for row, line in zip(rows, lines, strict=True)]
-    return Grid(['rule', *head], cells)
+    cells = [[_plus_minus(part) for part in line] for line in lines]
+    return Grid(['rule', *head], [[name_of(row), *line] for row, line in zip(rows, cells, strict=True)])
 
 
 def with_stores(grid: Grid, rows: Sequence[Row]) -> Grid:

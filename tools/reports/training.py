@@ -188,8 +188,8 @@ def _mark(axes: Axes, found: Sequence[Run]) -> None:
         for place, words in points:
             axes.axvline(place, linestyle='--' if number < page.SERIES else ':', linewidth=1, **style)
             axes.annotate(
-                words, (place, 0.02), xycoords=('data', 'axes fraction'), rotation=90, fontsize=page.SMALL, ha='right',
-                va='bottom', **style,
+                words, (place, 0.02), xycoords=('data', 'axes fraction'), xytext=(-2, 0), textcoords='offset points',
+                rotation=90, fontsize=page.SMALL, ha='right', va='bottom', **style,
             )  # fmt: skip
 
 

@@ -206,7 +206,8 @@ def test_a_run_without_logits_has_one_paragraph_that_says_how_to_make_them(folde
     found = report(folder, 'other', 'demo', split='test')
     assert list(found) == ['Predictions']
     assert found['Predictions'].blocks == [
-        f'<p>{folder}/other/logits/test holds no finished logits; make them: '
+        f'<p>{folder}/other/logits/test/manifest.json: no such file, so {folder}/other/logits/test holds no finished '
+        'logits; make them: '
         f'python -m model.predict --run_dir={folder}/other --split=test.</p>'
     ]
 
@@ -228,7 +229,7 @@ def test_others_without_logits_are_left_out_and_it_is_told(folder):
     found = report(folder, 'other', 'new', 'demo')
     assert len(found) == 7
     *_, told = found['Rules (Table I)'].blocks
-    assert f'Left out: {folder}/new/logits/val holds no finished logits; make them: python -m model.predict' in told
+    assert f'Left out: {folder}/new/logits/val/manifest.json: no such file, so {folder}/new/logits/val holds no' in told
     assert {row[0] for row in cells(found['Calibration'].blocks[-1])} == {'other', 'demo', 'demo, 2 views'}
 
 

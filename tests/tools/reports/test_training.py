@@ -63,7 +63,8 @@ def plots(folders: list[str], monkeypatch: pytest.MonkeyPatch) -> list[Axes]:
     """The plots of the sections: accuracy, loss, levels, speed."""
     with monkeypatch.context() as patched:
         found: list[Axes] = []
-        patched.setattr(page, 'figure', lambda drawn, *_, **__: found.extend(drawn.axes) or page.text(''))
+        patched.setattr(page, 'figure', lambda drawn, *_, **__: found.append(drawn.axes[0]))
+        patched.setattr(page, 'side_by_side', lambda _: None)
         training.sections(folders, shards_dir='')
     return found
 
