@@ -56,3 +56,6 @@ def test_the_last_lines_lead_from_a_catalogue_to_a_submission(follow, tmp_path):
     compared = follow(predicted, '--runner=FnApiRunner')
     assert compared == 'python -m model.predict --run_dir=runs/latest --split=test --tta=2', 'which there is not yet'
     assert follow(compared) == 'python -m ensemble.combine --rule product --logits=runs/latest/logits/test-tta2'
+
+    combine = 'python -m ensemble.combine --rule product --logits=runs/latest/logits/test'
+    assert follow('python -m tools.report', '--runner=FnApiRunner') == combine
