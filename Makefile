@@ -20,7 +20,7 @@ demo: .venv/installed
 	$(BIN)/python -m tools.report --run_dir=runs/latest
 	@echo
 	@echo 'Made: data/ (the catalogue), data/shards/, and runs/demo/ with model.keras, history.csv, logits/,'
-	@echo '      submission.csv.gz, the tables above (rules-val.csv, rules-test.csv), and the page runs/demo/report.html.'
+	@echo '      submission.csv.gz, the tables above (rules-val.csv, rules-test.csv), and the page runs/demo/report-val.html.'
 
 test: .venv/installed
 	$(BIN)/python -m pytest
@@ -61,6 +61,7 @@ bench: .venv/installed .venv-peers/installed
 # $(call install,ENVIRONMENT,CONSTRAINTS): all that demo, reports, tests and checks need, in the versions listed.
 define install
 	$(call environment,$(1))
+	@echo 'installing into $(1): 3.4 GB, some minutes'
 	PIP_CONSTRAINT=$(2) $(1)/bin/pip install --quiet --disable-pip-version-check --editable '.[demo,report,test]'
 endef
 

@@ -20,29 +20,37 @@ from tests.documents import ROOT, commands
 README = (ROOT / 'README.md').read_text()
 TINY = (
     '--backbone=xception_small --width=0.1 --image_size=32 --weights=none --unfreeze=all@0 --micro_batch=32 '
-    '--accumulate=2 --epochs=0.5'
+    '--accumulate=2 --epochs=0.2'
 )
 # In an order in which each finds what it needs; after the command what makes it small.
 TYPED = [
-    ('tools.synthetic_catalogue --products=250000', '--products=600 --categories=6 --output_dir=data'),
+    ('tools.synthetic_catalogue --products=250000', '--products=2000 --categories=110 --output_dir=data'),
     ('pipeline.convert --runner=DirectRunner --plan_only', ''),
     ('pipeline.convert --runner=DirectRunner', ''),
     ('tools.inspect_shards --grid=products.png', ''),
     ('tools.browse_shards', ''),
     ('model.train --flagfile=noaug.flags', TINY),
     ('model.train --flagfile=aug.flags', TINY),
+    ('model.train --flagfile=demo.flags --run_dir=runs/other --seed=1', TINY),
     ('model.train --flagfile=demo.flags', TINY),
     ('model.predict --run_dir=runs/aug --split=val --tta=5', ''),
-    ('model.predict --run_dir=runs/aug --split=test --tta=5', ''),
+    ('model.predict --run_dir=runs/aug --split=test --tta=5 --top_k=100', ''),
     ('model.predict --run_dir=runs/latest --split=test --tta=5', ''),
     ('ensemble.combine --rule product', ''),
     ('ensemble.combine --rule product --logits=runs/noaug/logits/test', ''),
-    ('ensemble.combine --rule product --logits=runs/aug/logits/test-tta5 --known_images', ''),
+    ('ensemble.combine --rule product --logits=runs/aug/logits/test-tta5-top100 --known_images', ''),
+    (
+        'ensemble.combine --fit=val --across=geometric --logits=runs/noaug/logits/test,runs/aug/logits/test',
+        '',
+    ),
+    ('ensemble.combine --rule all --logits=runs/latest/logits/test --solution=data/solution.csv', ''),
     ('ensemble.combine --rule all --logits=runs/latest/logits/val', ''),
     ('ensemble.combine --fit=val --logits=runs/a/logits/test,runs/b/logits/test', ''),
     ('tools.report --table runs/noaug runs/aug', ''),
     ('tools.report --run_dir=runs/latest', ''),
     ('tools.report --run_dir=runs/noaug runs/aug', ''),
+    ('tools.report --run_dir=runs/latest --split=test --solution=data/solution.csv', ''),
+    ('tools.classify --run_dir=runs/demo front.jpg back.jpg', ''),
     ('tools.classify --run_dir=runs/latest front.jpg back.jpg', ''),
     ('tools.export --run_dir=runs/latest --rule=product', ''),
 ]
@@ -93,9 +101,10 @@ def test_the_commands_of_the_readme_work_as_they_are_typed(folder):
         last = done.stdout.rstrip().rsplit('\n', 1)[-1]
         assert 'next: ' in last or module == 'tools.classify', f'python -m {command} ends with {last!r}'
     made = {
-        'data/shards/browse.html', 'products.png', 'runs/noaug/report.html', 'runs/noaug/table-val.md',
-        'runs/demo/submission.csv.gz', 'runs/demo/report.html', 'runs/demo/serving/1/saved_model.pb',
-        'runs/aug/predictions/test-tta5/manifest.json', 'runs/ensemble/mixture.json',
+        'products.png', 'data/shards/browse.html', 'runs/noaug/report-val.html', 'runs/noaug/table-val.md',
+        'runs/demo/report-val.html', 'runs/demo/report-test.html', 'runs/demo/submission.csv.gz',
+        'runs/demo/serving/1/saved_model.pb', 'runs/aug/predictions/test-tta5-top100/manifest.json',
+        'runs/ensemble/mixture.json',
     }  # fmt: skip
     assert {name for name in made if not (folder / name).exists()} == set()
 

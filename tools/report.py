@@ -1,7 +1,7 @@
 """Reports on a run, as a page: `python -m tools.report --run_dir=runs/latest`
 
-The page is one file, report.html in the run's folder, which opens anywhere without a network: how the run was trained
-(the paper's Figure 3), all rules with intervals (its Table I), calibration, accuracy by category, number of pictures
+The page is one file, report-val.html in the run's folder, which opens anywhere without a network: how the run was
+trained (the paper's Figure 3), all rules with intervals (its Table I), calibration, accuracy by category, number of pictures
 and level, the categories most often mistaken for one another, the most confident mistakes and the least certain
 products with their pictures, and what took how long. Runs whose folders follow are compared with it.
 Of a run without logits, as while it is in training, the page has what is known of its training, and says how to go on.
@@ -52,7 +52,6 @@ SHARDS_DIR = flags.DEFINE_string(
 OUTPUT_DIR = flags.DEFINE_string(
     'output_dir', '', "Folder for what is written; if empty, the first run's folder.", flag_values=FLAGS
 )
-PAGE_NAME = 'report.html'
 
 
 def main(argv: list[str]) -> None:
@@ -92,9 +91,10 @@ def _make_page(engine: Engine, folders: list[str], *, output_dir: str) -> None:
         shards_dir=SHARDS_DIR.value,
         output_dir=output_dir,
     )
-    path = storage.join(output_dir, PAGE_NAME)
+    path = storage.join(output_dir, f'report-{SPLIT.value}.html')
     name, *others = runs.names(folders)
-    subtitle = f'On {SPLIT.value}' + (f', compared with {", ".join(others)}' if others else '')
+    products = 'the test products' if SPLIT.value == 'test' else 'the products held out from training (val)'
+    subtitle = f'On {products}' + (f', compared with {", ".join(others)}' if others else '')
     page.write(path, f'Run {name}', subtitle, [trained.curves, *found, *trained.others])
     program.last_line(
         f'wrote {path} ({storage.size(path) / 1e6:.1f} MB), a page to open in a browser',

@@ -422,7 +422,7 @@ def test_the_page_of_a_run_is_one_whole_file(
         write_run(folder / name, crop_probability=0, flip_probability=0.5)
     words = [f'--run_dir={folder}/first', f'{folder}/noaug', f'--shards_dir={tmp_path}/none', '--runner=FnApiRunner']
     report.main(['report', *words])
-    path = folder / 'first' / 'report.html'
+    path = folder / 'first' / 'report-val.html'
     assert re.fullmatch(
         rf'wrote {path} \(\d\.\d MB\), a page to open in a browser; next: '
         rf'the same model.train command goes on with {folder}/first, whose training is not finished',
@@ -442,6 +442,6 @@ def test_the_page_of_the_test_set_without_its_truth_has_only_what_needs_none(fol
     write_store(folder / 'noaug', split='test')
     write_run(folder / 'noaug')
     report.main(['report', f'{folder}/noaug', '--split=test', f'--shards_dir={tmp_path}/none', '--runner=FnApiRunner'])
-    page = (folder / 'noaug' / 'report.html').read_text()
+    page = (folder / 'noaug' / 'report-test.html').read_text()
     assert 'Least certain' in page
     assert 'Most confident mistakes' not in page
