@@ -32,7 +32,7 @@ from ensemble import likelihood, predictions, reduction, rules, scores
 from ensemble.mixture import Mixture, Models
 from ensemble.reduction import Job, Part, Stores
 from ensemble.rules import Products
-from pipeline import hashing, program, storage
+from pipeline import hashing, progress, storage
 from pipeline.beam_job import Engine
 from pipeline.errors import InputError
 
@@ -165,7 +165,7 @@ def read_sample(stores: Stores, mixture: Mixture) -> Sample:
     product_id, label = np.empty(sum(counts), np.int64), np.empty(sum(counts), np.int64)
     log_q = np.empty((sum(counts), models, classes) if all_classes else (sum(counts), models), np.float32)
     place = 0
-    taking = program.progress(zip(parts, counts, strict=True), total=len(parts), label='read', unit='files')
+    taking = progress.Progress(zip(parts, counts, strict=True), total=len(parts), label='read', unit='files')
     for part, count in taking:
         end = place + count
         for block in _blocks(stores, part):
@@ -208,7 +208,7 @@ def _fit_each(sample: Sample, mixture: Mixture) -> list[Fitted]:
     alike = np.full(sample.log_q.shape[1], 1 / sample.log_q.shape[1])
     found = []
     weights = alike
-    for left_out in program.progress((-1, *range(FOLDS)), total=FOLDS + 1, label='fit', unit='folds', leave=False):
+    for left_out in progress.Progress((-1, *range(FOLDS)), total=FOLDS + 1, label='fit', unit='folds', leave=False):
         places = np.flatnonzero(fold != left_out)
         if not len(places):  # all products are in this fold
             found.append(Fitted(mixture, -math.inf))

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import apache_beam as beam
 import numpy as np
 
-from pipeline import beam_job, columns, manifest, program, shard_chunks, storage
+from pipeline import beam_job, columns, manifest, progress, shard_chunks, storage
 from pipeline.errors import InputError
 from pipeline.manifest import FileInfo
 
@@ -113,7 +113,7 @@ def find(
             parts=parts,
         )
         storage.make_folder(parts)
-        with program.watched(lambda: _progress(len(files), job)):
+        with progress.watched(lambda: _progress(len(files), job)):
             engine.run(lambda pipeline: _build(pipeline, files, job))
         return _gather(job)
 
@@ -171,13 +171,13 @@ def _build(pipeline: beam.Pipeline, files: list[FileInfo], job: Job) -> None:
     )
 
 
-def _progress(files: int, job: Job) -> program.Standing:
+def _progress(files: int, job: Job) -> progress.Standing:
     """How many files are read; then how many buckets are joined."""
     names = [name for name in storage.list_names(job.parts) if not storage.is_temporary(name)]
     joined = sum(name.startswith('seen-') for name in names)
     if joined:
-        return program.Standing('join known pictures', joined, job.buckets, 'parts')
-    return program.Standing('read pictures', sum(name.endswith('.pictures') for name in names), files, 'files')
+        return progress.Standing('join known pictures', joined, job.buckets, 'parts')
+    return progress.Standing('read pictures', sum(name.endswith('.pictures') for name in names), files, 'files')
 
 
 def read_shard(file: FileInfo, job: Job) -> Iterator[tuple[int, Range]]:

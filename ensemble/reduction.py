@@ -30,7 +30,7 @@ from ensemble.logits import Rows
 from ensemble.mixture import Mixture, Models
 from ensemble.predictions import Predictions
 from ensemble.rules import Products
-from pipeline import categories, program, storage
+from pipeline import categories, progress, storage
 from pipeline import manifest as manifest_lib
 from pipeline.beam_job import Engine
 from pipeline.categories import Categories
@@ -156,7 +156,7 @@ def run(engine: Engine, parts: Sequence[Part], job: Job) -> None:
     for folder in job.outputs:
         _remove(folder)
     try:
-        with program.watched(lambda: program.Standing('combine', _finished(job), len(parts), 'files')):
+        with progress.watched(lambda: progress.Standing('combine', _finished(job), len(parts), 'files')):
             engine.run(lambda pipeline: _build(pipeline, parts, job))
         found = predictions.read(job.outputs[0], ['product_id'])
         submission.check_products(found.product_id, expected=job.stores.products)

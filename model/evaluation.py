@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from model.accumulate import AccumulatingModel
-from pipeline import program, tables
+from pipeline import progress, tables
 from pipeline.categories import Categories
 
 CATEGORY_COLUMNS = ('label', 'category_id', 'level1', 'level2', 'level3', 'images', 'accuracy')
@@ -89,7 +89,7 @@ class Evaluator:
             What was found; None if `go_on` said no.
         """
         sums = np.zeros(4 + 2 * self.classes)
-        with program.progress(
+        with progress.Progress(
             total=images or 0, label='validate', unit='images', leave=False, disable=images is None
         ) as bar:
             for batch in batches:

@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from ensemble import logits, logits_folder
 from model.accumulate import AccumulatingModel
-from pipeline import categories, dataset, journal, manifest, program, storage, worklog
+from pipeline import categories, dataset, journal, manifest, progress, storage, worklog
 from pipeline.augment import Augmentation
 from pipeline.categories import Categories
 from pipeline.dataset import Shards
@@ -144,7 +144,7 @@ def _kept(
 
 def _checking(files: tuple[FileInfo, ...]) -> Iterator[FileInfo]:
     """Files that are read whole, with progress."""
-    yield from program.progress(files, total=len(files), label='check the logits there are', unit='shards')
+    yield from progress.Progress(files, total=len(files), label='check the logits there are', unit='shards')
 
 
 def _listed(folder: str, about: dict[str, Any]) -> tuple[FileInfo, ...] | None:
@@ -169,7 +169,7 @@ def _predict(
     done = sum(file.images for file in kept.values())
     unit = 'images' if options.tta == 1 else 'views'
     # What is kept counts as done, but not for the rate.
-    with program.progress(total=total, initial=done, label=f'predict {options.split}', unit=unit) as bar:
+    with progress.Progress(total=total, initial=done, label=f'predict {options.split}', unit=unit) as bar:
         for file in shards.manifest.of_split(options.split):
             info = kept.get(file.name)
             if not info:

@@ -24,7 +24,7 @@ from model.checkpoint import State
 from model.evaluation import Evaluation, Evaluator
 from model.history import History, Window
 from model.stages import Schedule, Segment
-from pipeline import program, storage
+from pipeline import program, progress, storage
 from pipeline.errors import InputError
 
 TIMED_UPDATES = 20  # after so many the time left is told
@@ -122,7 +122,7 @@ class Loop:
             self._board = Board(storage.join(self.options.run_dir, 'tensorboard'), first_step=first)
             self._board.settings(self.options.settings, self.options.command)
         images = self.options.batch_images
-        bar = program.progress(
+        bar = progress.Progress(
             total=self.schedule.total_steps * images,
             initial=self.state.step * images,
             label='train',

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -91,6 +92,12 @@ def read_settings(run_dir: str) -> dict[str, Any]:
             return json.loads(file.read())
         except ValueError as error:
             raise InputError(f'{path}: damaged ({error}); remove {run_dir} and train again') from None
+
+
+def names(folders: Sequence[str]) -> list[str]:
+    """What runs are called: the names of their folders, or the whole paths if two have the same name."""
+    found = [os.path.basename(os.path.realpath(folder)) for folder in folders]
+    return found if len(set(found)) == len(found) else list(folders)
 
 
 def is_finished(run_dir: str) -> bool:

@@ -25,7 +25,7 @@ import apache_beam as beam
 import numpy as np
 from absl import flags
 
-from pipeline import beam_job, categories, journal, manifest, plan, shards, storage, worklog
+from pipeline import beam_job, categories, journal, manifest, plan, progress, shards, storage, worklog
 from pipeline.errors import CatalogueError, InputError
 
 FLAGS = program.flag_values()
@@ -87,7 +87,7 @@ def main(argv: list[str]) -> None:
     storage.make_folder(job.output_dir)
     shards.forget_plan(job)
     try:
-        with program.watched(lambda: _progress(job)):
+        with progress.watched(lambda: _progress(job)):
             report = engine.run(lambda pipeline: _build(pipeline, job))
     except BaseException:
         with contextlib.suppress(InputError, OSError):  # the first error is the one to tell
@@ -190,12 +190,12 @@ def write_shard(shard: plan.Shard, _: shards.Plan, job: plan.Job) -> manifest.Fi
     return made
 
 
-def _progress(job: plan.Job) -> program.Standing:
+def _progress(job: plan.Job) -> progress.Standing:
     """What is done at the moment: how much of the catalogue is read, then how many shards are written."""
     if not shards.is_planned(job):
         size = sum(source['bytes'] for source in job.sources)
-        return program.Standing('read and plan', shards.bytes_read(job), size, 'B')
-    return program.Standing('write', shards.finished(job), shards.read_plan(job).shards, 'shards')
+        return progress.Standing('read and plan', shards.bytes_read(job), size, 'B')
+    return progress.Standing('write', shards.finished(job), shards.read_plan(job).shards, 'shards')
 
 
 def _print_plan(job: plan.Job) -> None:

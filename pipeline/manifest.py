@@ -115,7 +115,7 @@ def read(folder: str, *, kind: str, remedy: str, check_files: bool = True) -> Ma
         raise InputError(f'{path}: not a manifest ({error!r}); make the {kind} again: {remedy}') from None
     listed = manifest.files if check_files else ()
     # On a remote file system each takes a request or two.
-    for entry in progress.progress(listed, total=len(listed), label=f'look for the {kind}', unit='files'):
+    for entry in progress.Progress(listed, total=len(listed), label=f'look for the {kind}', unit='files'):
         data_path = storage.join(folder, entry.name)
         if not storage.exists(data_path) or storage.size(data_path) != entry.bytes:
             raise InputError(f'{data_path}: missing or not {entry.bytes} bytes long; make the {kind} again: {remedy}')

@@ -1,4 +1,4 @@
-"""What every program shares: its flags, its help, one-line errors with an exit code, progress on long work.
+"""What every program shares: its flags, its help, one-line errors with an exit code, its last line.
 
 Synopsis:
 
@@ -34,20 +34,6 @@ from absl import flags
 
 from pipeline import help_text
 from pipeline.errors import InputError, TemporaryError, UsageError, with_remedy
-from pipeline.progress import Standing, progress, watched
-
-__all__ = [
-    'Standing',
-    'command',
-    'flag_values',
-    'group',
-    'last_line',
-    'parse',
-    'progress',
-    'run',
-    'unknown_flag',
-    'watched',
-]
 
 # TensorFlow reads this when it is imported (3 drops its start-up notes on missing GPUs as well; its Python errors are
 # not affected). Programs import this module before TensorFlow.

@@ -2,7 +2,7 @@
 
 Synopsis:
 
-    with progress.progress(total=len(files), label='check', unit='files') as bar:
+    with progress.Progress(total=len(files), label='check', unit='files') as bar:
         for file in files:
             check(file)
             bar.update()
@@ -70,7 +70,17 @@ class Progress:
         leave: bool = True,
         disable: bool = False,
     ) -> None:
-        """Makes a count; progress() says what of."""
+        """Makes a count.
+
+        Args:
+            items: what is gone through, if it is; else update() counts.
+            total: how much there is to do, in units; 0 if that isn't known.
+            label: what is done.
+            unit: as in Standing.
+            initial: how much is done already.
+            leave: whether a bar stays when all is done.
+            disable: whether nothing is shown.
+        """
         self.label, self.total, self.initial, self.n, self.note = label, total, initial, initial, ''
         self._items, self._unit = items, unit.strip()
         self._shown: contextlib.AbstractContextManager = contextlib.nullcontext()
@@ -101,20 +111,6 @@ class Progress:
 
     def _standing(self) -> Standing:
         return Standing(self.label, self.n, self.total, self._unit, self.note)
-
-
-def progress(items: Iterable[Any] = (), *, total: float, label: str, unit: str, **options: Any) -> Progress:
-    """Progress over items, or moved by update().
-
-    Args:
-        items: what is gone through.
-        total: how much there is to do, in units; 0 if that isn't known.
-        label: what is done.
-        unit: as in Standing.
-        options: initial, how much is done already (0); leave, whether a bar stays when all is done (True); disable,
-            to show nothing (False).
-    """
-    return Progress(items, total=total, label=label, unit=unit, **options)
 
 
 def watched(look: Callable[[], Standing]) -> contextlib.AbstractContextManager[None]:
@@ -188,11 +184,11 @@ def _columns() -> int:
 
 
 class _Lines:
-    """A line now and then."""
+    """A line now and then; when all is done, one."""
 
     def __init__(self, *, initial: float, leave: bool) -> None:
         self._began = self._part_began = time.monotonic()
-        self._label: str | None = None
+        self._last: Standing | None = None
         self._done_before = initial
 
     def interval(self) -> float:
@@ -200,10 +196,12 @@ class _Lines:
         return min(longest, max(shortest, (time.monotonic() - self._began) / 6))
 
     def show(self, now: Standing) -> None:
+        if now == self._last and now.done >= now.total > 0:  # later it would only be told at a lower rate
+            return
         moment = time.monotonic()
-        if self._label not in (None, now.label):  # another part of the work, at another rate
+        if self._last and self._last.label != now.label:  # another part of the work, at another rate
             self._part_began, self._done_before = moment, now.done
-        self._label = now.label
+        self._last = now
         seconds = moment - self._part_began
         print(line(now, seconds=seconds, before=self._done_before), file=sys.stderr, flush=True)
 

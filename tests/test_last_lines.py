@@ -1,4 +1,4 @@
-"""The last line of each program says what it wrote and names a command, which runs as it stands."""
+"""The last line of each program that writes something says what, and names a command, which runs as it stands."""
 
 import importlib
 import shlex
@@ -40,13 +40,22 @@ def test_the_last_lines_lead_from_a_catalogue_to_a_submission(follow, tmp_path):
     converted = follow(made, '--runner=FnApiRunner')
     assert converted == 'python -m model.train --flagfile=noaug.flags'
     assert follow('python -m tools.inspect_shards') == converted
+    assert follow('python -m tools.browse_shards').startswith('python -m ')
     trained = follow(converted, *SMALL)
     assert trained == 'python -m ensemble.combine --rule product'
     assert follow(trained, '--runner=FnApiRunner').startswith('upload it to https://www.kaggle.com/')
     assert (tmp_path / 'runs' / 'latest' / 'submission.csv.gz').exists()
+
+    served = follow('python -m tools.export')
+    folder = (tmp_path / 'runs' / 'latest').resolve()
+    words = ['--rest_api_port=8501', f'--model_name={folder.name}', f'--model_base_path={folder}/serving']
+    assert shlex.split(served) == ['tensorflow_model_server', *words]
 
     predicted = follow('python -m model.predict --split=val --tta=2')
     assert predicted == 'python -m ensemble.combine --rule all --logits=runs/latest/logits/val-tta2'
     compared = follow(predicted, '--runner=FnApiRunner')
     assert compared == 'python -m model.predict --run_dir=runs/latest --split=test --tta=2', 'which there is not yet'
     assert follow(compared) == 'python -m ensemble.combine --rule product --logits=runs/latest/logits/test-tta2'
+
+    combine = 'python -m ensemble.combine --rule product --logits=runs/latest/logits/test'
+    assert follow('python -m tools.report', '--runner=FnApiRunner') == combine

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import pytest
 
 from pipeline import help_text, program
+from tests import catalogue, shards
+from tests.ensemble import stores
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = sorted(
@@ -25,9 +27,16 @@ UNITS = re.compile(
     re.IGNORECASE,
 )
 PURE_NUMBERS = {'seed', 'learning_rate', 'decay_factor', 'power', 'version_number'}
-# Flags that name what must be there already; and what a program must be told beside them to look for it.
+# Flags that name what must be there already; what a program must be told beside them to look for it; and what isn't
+# asked for: training makes the folder of its run, the report does without shards, and exporting looks for them only
+# when it has a run (tests/tools/test_export.py).
 INPUTS = ('input_dir', 'shards_dir', 'logits', 'run_dir')
-TOLD = {'tools.report': ('--table', 'no/run'), 'tools.classify': ('no/picture.jpg',)}
+TOLD = {
+    'ensemble.combine': ('--known_images',),
+    'tools.report': ('--table',),
+    'tools.classify': ('picture.jpg',),
+}
+NOT_NEEDED = {('model.train', 'run_dir'), ('tools.export', 'shards_dir'), ('tools.report', 'shards_dir')}
 
 
 class Said(NamedTuple):
@@ -88,6 +97,10 @@ def test_help_says_all_a_newcomer_needs(module, call):
             assert re.search(r' \(default: \S.*\)$', told)
 
 
+def test_help_of_more_than_three_flags_is_in_groups(module):
+    assert len(names(module)) <= 3 or help_text.UNGROUPED not in help_text.groups(module.FLAGS)
+
+
 def test_help_of_a_flag_is_a_sentence_and_says_what_its_numbers_count(module):
     for name in names(module):
         flag = module.FLAGS[name]
@@ -114,12 +127,18 @@ def test_a_bad_value_and_a_stray_word_are_bad_usage(module, call):
 
 
 def test_missing_input_is_one_line_and_exit_code_1(module, call, tmp_path):
-    missing = ['--flagfile=no/flags', *(f'--{name}=no/such' for name in INPUTS if name in names(module))]
-    for flag in missing:
+    shards.write(tmp_path / 'data' / 'shards', train=14, val=7)
+    rows = stores.random_rows(5, shards.CATEGORIES, seed=0, labels=False)
+    stores.write(tmp_path / 'runs' / 'latest' / 'logits' / 'test', [rows], stores.label_map(shards.CATEGORIES))
+    (tmp_path / 'picture.jpg').write_bytes(catalogue.jpeg(0))
+    there = set(tmp_path.rglob('*'))
+    inputs = [name for name in INPUTS if name in names(module) and (module.__name__, name) not in NOT_NEEDED]
+    for flag in ('--flagfile=no/flags', *(f'--{name}=no/such' for name in inputs)):
         done = call(module, *TOLD.get(module.__name__, ()), flag)
         assert done.code == 1, flag
-        assert re.fullmatch(r'error: .*(no such|No such).*\n', done.err)
-        assert not list(tmp_path.rglob('*.*')), 'and nothing was written'
+        missing = flag.partition('=')[2]
+        assert re.fullmatch(rf'error: .*\b{missing}\b.*\n', done.err) and re.search('[Nn]o such', done.err), flag
+        assert set(tmp_path.rglob('*')) == there, 'and nothing was written'
 
 
 def test_what_is_common_is_called_the_same_everywhere():

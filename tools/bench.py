@@ -30,14 +30,16 @@ from tools.benchmarks import combine, convert, feed, serve, train
 from tools.benchmarks.measure import Row
 
 FLAGS = program.flag_values()
-JSON = flags.DEFINE_string('json', None, 'Also write the figures to this file, as JSON.', flag_values=FLAGS)
+program.group(FLAGS, 'Measuring')
 RUNS = flags.DEFINE_integer('runs', 5, 'How many times each command is timed.', lower_bound=1, flag_values=FLAGS)
-WORK_DIR = flags.DEFINE_string(
-    'work_dir', None, 'Folder for what is measured, 15 GB; if none is named, the one for temporary files.',
-    flag_values=FLAGS,
-)  # fmt: skip
 PEERS_PYTHON = flags.DEFINE_string(
     'peers_python', '.venv-peers/bin/python', 'Python with the packages of constraints-peers.txt, for the part feed.',
+    flag_values=FLAGS,
+)  # fmt: skip
+program.group(FLAGS, 'Files')
+JSON = flags.DEFINE_string('json', None, 'Also write the figures to this file, as JSON.', flag_values=FLAGS)
+WORK_DIR = flags.DEFINE_string(
+    'work_dir', None, 'Folder for what is measured, 15 GB; if none is named, the one for temporary files.',
     flag_values=FLAGS,
 )  # fmt: skip
 

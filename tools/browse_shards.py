@@ -24,6 +24,7 @@ from absl import flags
 
 from pipeline import categories, manifest, storage
 from pipeline.errors import InputError
+from pipeline.progress import Standing, watched
 from tools import page
 from tools.browse import repeat_section, repeats, scan, shard_sections
 from tools.browse.shard_sections import Dataset
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> None:
     page.check_installed()
     dataset = _read(SHARDS_DIR.value)
     chosen = _chosen(dataset)
-    with program.watched(lambda: program.Standing('compare pictures', 0, 0, 'pictures')):
+    with watched(lambda: Standing('compare pictures', 0, 0, 'pictures')):
         found = repeats.find(dataset.scan)
     sections = [
         shard_sections.summary(dataset),

@@ -32,10 +32,12 @@ from tools import emoji_sources, kaggle
 from tools.emoji_sources import Drawing, Emoji
 
 FLAGS = program.flag_values()
+program.group(FLAGS, 'Folders')
 OUTPUT_DIR = flags.DEFINE_string('output_dir', 'data', 'Folder for the catalogue.', flag_values=FLAGS)
 CACHE_DIR = flags.DEFINE_string(
     'cache_dir', '~/.cache/demo_catalogue', 'Folder that keeps what is downloaded, 25 MB.', flag_values=FLAGS
 )
+program.group(FLAGS, 'What is drawn')
 SEED = flags.DEFINE_integer(
     'seed', 0, 'Decides ids, drawings and which products are test.', lower_bound=0, flag_values=FLAGS
 )

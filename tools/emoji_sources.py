@@ -23,7 +23,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from pipeline import program
+from pipeline import progress
 from pipeline.errors import InputError
 from tools import kaggle
 from tools.kaggle import SIDE, Image
@@ -193,7 +193,7 @@ def fetch(sources: Sequence[Source], cache_dir: str) -> dict[str, str]:
     """
     os.makedirs(cache_dir, exist_ok=True)
     paths = {source.name: os.path.join(cache_dir, source.archive) for source in sources}
-    for source in program.progress(sources, total=len(sources), label='download', unit='packages', leave=False):
+    for source in progress.Progress(sources, total=len(sources), label='download', unit='packages', leave=False):
         path = paths[source.name]
         if not os.path.exists(path):
             print(f'downloading {source.package} {source.version}', flush=True)
@@ -290,7 +290,7 @@ def render_all(drawings: Sequence[bytes], *, processes: int | None = None) -> li
     if processes is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
         processes = min(cores, -(-len(drawings) // CHUNK))
-    bar = functools.partial(program.progress, total=len(drawings), label='draw', unit='pictures')
+    bar = functools.partial(progress.Progress, total=len(drawings), label='draw', unit='pictures')
     if processes <= 1:
         return list(bar(map(render, drawings)))
     # New processes instead of forks, which aren't safe once other threads run nor to be had everywhere.

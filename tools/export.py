@@ -28,6 +28,7 @@ from model.accumulate import AccumulatingModel
 from model.answers import Chain
 from pipeline import dataset, storage
 from pipeline.errors import InputError, UsageError
+from pipeline.progress import Progress
 from tools import serving_checks
 from tools.serving_checks import Product
 
@@ -112,7 +113,7 @@ def _products() -> list[Product]:
 
 def _tell_rates(served: Callable[..., Any], products: Sequence[Product]) -> None:
     """Prints how many products a second it takes, in batches of one to many."""
-    with program.progress(total=len(BATCHES), label='measure rates', unit='sizes') as bar:
+    with Progress(total=len(BATCHES), label='measure rates', unit='sizes') as bar:
         for size in BATCHES:
             endless = itertools.cycle(products)
             batches = [serving_checks.tensor(list(itertools.islice(endless, size))) for _ in range(4)]

@@ -40,13 +40,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SIZE = (5.6, 3.6)  # inches; its letters can still be read on a phone, at two thirds
+SIZE = (5.6, 3.6)  # inches; a phone shows it at two thirds, where SMALL letters can just be read
+SMALL = 8  # points
 PICTURE_SIZE = 96  # pixels a side: 2 to 4 kB each
 JPEG_QUALITY = 80
 SERIES = 6  # colours
+FORMS = (('-', 'o'), ('--', 's'), (':', '^'))  # of lines of the same colour: dashes and marker
 # Colours that matplotlib writes, which stand for the page's: ink, faint ink, lines, and those of the series.
-_INK, _FAINT, _LINE = '#000001', '#000002', '#000003'
-_COLOURS = {_INK: 'ink', _FAINT: 'faint', _LINE: 'line'} | {
+_INK, FAINT, _LINE = '#000001', '#000002', '#000003'
+_COLOURS = {_INK: 'ink', FAINT: 'faint', _LINE: 'line'} | {
     f'#0000{10 + number}': f'series-{number}' for number in range(1, SERIES + 1)
 }
 
@@ -125,6 +127,11 @@ def hint(words: str, more: str) -> Markup:
     return _block('hint', words, more)
 
 
+def note(words: str) -> Markup:
+    """A small line under words, within a block."""
+    return _block('note', words)
+
+
 def heading(words: str) -> Markup:
     """A heading within a section."""
     return _block('heading', words)
@@ -197,12 +204,19 @@ def axes(x_label: str, y_label: str, *, size: tuple[float, float] = SIZE) -> tup
     return made, drawn
 
 
-def figure(drawn: Figure, caption: str) -> Markup:
+def series(number: int) -> dict[str, Any]:
+    """How matplotlib draws the line of this number, 0 or above; where colours repeat, dashes and marker differ."""
+    dashes, marker = FORMS[number // SERIES % len(FORMS)]
+    return {'color': f'C{number % SERIES}', 'linestyle': dashes, 'marker': marker}
+
+
+def figure(drawn: Figure, caption: str, *, width: float | None = None) -> Markup:
     """A plot.
 
     Args:
         drawn: by matplotlib, from axes().
         caption: what it shows; also what it is called for who can't see it.
+        width: inches that it takes where there is place; None: as drawn. Its letters grow with it.
     """
     from markupsafe import Markup, escape
 
@@ -217,8 +231,8 @@ def figure(drawn: Figure, caption: str) -> Markup:
     prefix = f'plot-{zlib.crc32(svg.encode()):08x}-'  # names are the page's, and those of two plots may be alike
     svg = re.sub(r'\bid="', f'id="{prefix}', svg)
     svg = re.sub(r'((?:xlink:)?href="#|url\(#)', rf'\1{prefix}', svg)
-    width = f'max-width: {drawn.get_figwidth():g}in'
-    svg = svg.replace('<svg', f'<svg role="img" aria-label="{escape(caption)}" style="{width}"', 1)
+    style = f'max-width: {width or drawn.get_figwidth():g}in'
+    svg = svg.replace('<svg', f'<svg role="img" aria-label="{escape(caption)}" style="{style}"', 1)
     return _block('figure', Markup(svg), caption)
 
 
@@ -236,10 +250,11 @@ def _set_style() -> None:
 
     series = [colour for colour, name in _COLOURS.items() if name.startswith('series')]
     rcParams.update({
-        'text.color': _INK, 'axes.labelcolor': _INK, 'axes.titlecolor': _INK, 'xtick.color': _FAINT,
-        'ytick.color': _FAINT, 'axes.edgecolor': _LINE, 'grid.color': _LINE, 'axes.prop_cycle': cycler(color=series),
+        'text.color': _INK, 'axes.labelcolor': _INK, 'axes.titlecolor': _INK, 'xtick.color': FAINT,
+        'ytick.color': FAINT, 'axes.edgecolor': _LINE, 'grid.color': _LINE, 'axes.prop_cycle': cycler(color=series),
         'axes.grid': True, 'grid.linewidth': 0.5, 'font.size': 9, 'legend.frameon': False, 'svg.fonttype': 'none',
         'svg.hashsalt': 'page', 'lines.linewidth': 1.5,
+        'axes.formatter.min_exponent': 7,  # exponents would be too small to read
     })  # fmt: skip
 
 

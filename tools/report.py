@@ -4,6 +4,7 @@ The page is one file, report.html in the run's folder, which opens anywhere with
 (the paper's Figure 3), all rules with intervals (its Table I), calibration, accuracy by category, number of pictures
 and level, the categories most often mistaken for one another, the most confident mistakes and the least certain
 products with their pictures, and what took how long. Runs whose folders follow are compared with it.
+Of a run without logits, as while it is in training, the page has what is known of its training, and says how to go on.
 
 --table makes only Table I, printed and as table-val.md and table-val.csv: for each run, with each number of views of a
 picture of which it has logits (model.predict --tta=5), accuracy with a 95 % bootstrap interval, its difference to the
@@ -17,19 +18,20 @@ from __future__ import annotations
 from pipeline import program  # first: it quiets the logs of what is imported below
 
 # isort: split
+import os
+
 from absl import flags
 
-from ensemble import logits_folder, reduction, rules, submission
-from ensemble.known_images import Known
-from ensemble.submission import Solution
-from pipeline import beam_job, storage
+from ensemble import logits_folder, rules
+from model import runs
+from pipeline import beam_job, manifest, storage
 from pipeline.beam_job import Engine
-from pipeline.errors import InputError
+from pipeline.errors import UsageError
 from tools import page, table
-from tools.reports import predicted, training
-from tools.table import Row, Store
+from tools.reports import grids, predicted, training
 
 FLAGS = program.flag_values()
+program.group(FLAGS, 'What is reported')
 RUN_DIR = flags.DEFINE_string(
     'run_dir', 'runs/latest', "The run's folder; the folders of others to compare it with may follow, without a flag.",
     flag_values=FLAGS,
@@ -39,6 +41,7 @@ SPLIT = flags.DEFINE_enum('split', 'val', ('val', 'test'), 'On which products.',
 RULE = flags.DEFINE_enum(
     'rule', 'product', rules.names(), 'The rule whose predictions the page shows product by product.', flag_values=FLAGS
 )
+program.group(FLAGS, 'Input and output')
 SOLUTION = flags.DEFINE_string(
     'solution', '', "A solution.csv with the test products' categories, for --split=test.", flag_values=FLAGS
 )
@@ -57,9 +60,9 @@ def main(argv: list[str]) -> None:
     rest = program.parse(FLAGS, argv, doc=__doc__, pass_through=True, words='[RUN ...]')
     folders = _folders([word for word in rest if not word.startswith('-')])
     if SPLIT.value == 'test' and TABLE.value and not SOLUTION.value:
-        raise InputError("--split=test needs the products' categories: give --solution=data/solution.csv")
+        raise UsageError("--split=test needs the products' categories: give --solution=data/solution.csv")
     if SPLIT.value != 'test' and SOLUTION.value:
-        raise InputError(f'--solution={SOLUTION.value} is for the test set; give --split=test, or leave it out')
+        raise UsageError(f'--solution={SOLUTION.value} is for the test set; give --split=test, or leave it out')
     engine = beam_job.engine([word for word in rest if word.startswith('-')], known=FLAGS)
     if TABLE.value:
         _make_table(engine, folders, output_dir=OUTPUT_DIR.value or folders[0])
@@ -68,9 +71,12 @@ def main(argv: list[str]) -> None:
 
 
 def _folders(words: list[str]) -> list[str]:
-    """The runs: --run_dir first, unless only others are named."""
+    """The runs, each once: --run_dir first, unless only others are named."""
     named = [RUN_DIR.value] if FLAGS['run_dir'].present or not words else []
-    return list(dict.fromkeys(word.rstrip('/') for word in [*named, *words]))
+    found: dict[str, str] = {}
+    for word in [*named, *words]:
+        found.setdefault(os.path.realpath(word), word.rstrip('/'))
+    return list(found.values())
 
 
 def _make_page(engine: Engine, folders: list[str], *, output_dir: str) -> None:
@@ -87,50 +93,43 @@ def _make_page(engine: Engine, folders: list[str], *, output_dir: str) -> None:
         output_dir=output_dir,
     )
     path = storage.join(output_dir, PAGE_NAME)
-    name, *others = training.names(folders)
+    name, *others = runs.names(folders)
     subtitle = f'On {SPLIT.value}' + (f', compared with {", ".join(others)}' if others else '')
     page.write(path, f'Run {name}', subtitle, [trained.curves, *found, *trained.others])
-    print(
-        f'wrote {path} ({storage.size(path) / 1e6:.1f} MB); next: open it in a browser, and '
-        f'python -m tools.classify --run_dir={folders[0]} PICTURE...'
+    program.last_line(
+        f'wrote {path} ({storage.size(path) / 1e6:.1f} MB), a page to open in a browser',
+        then=_combine(logits_folder.folder(folders[0], 'test'), RULE.value),
     )
 
 
 def _make_table(engine: Engine, folders: list[str], *, output_dir: str) -> None:
     """Writes and prints the table of runs."""
-    stores = table.find_stores(folders, SPLIT.value)
-    opened = reduction.open_stores([store.folder for store in stores])
-    table.check_same_weights(stores, opened)
-    solution = submission.read_solution(SOLUTION.value, opened.label_map) if SOLUTION.value else None
+    compared = table.open_runs(folders, SPLIT.value, solution=SOLUTION.value)
     path = storage.join(output_dir, f'table-{SPLIT.value}')
     for older in (f'{path}.md', f'{path}.csv'):
         if storage.exists(older):
             storage.remove(older)
-    table.tell_missing(folders, SPLIT.value)
-    known = table.find_known(engine, opened, shards_dir=SHARDS_DIR.value, output_dir=output_dir)
-    rows = _measure(engine, stores, solution, known, output_dir=output_dir)
-    text = table.markdown(rows, SPLIT.value)
+    with storage.scratch(output_dir, 'table') as scratch:
+        rows = table.measure_all(engine, compared, shards_dir=SHARDS_DIR.value, scratch=scratch)
+    text = grids.markdown(rows, SPLIT.value)
     with storage.atomic_writer(f'{path}.md') as file:
         file.write(text.encode())
     table.write_csv(rows, f'{path}.csv')
     print(f'\n{text}')
     best = max(rows, key=lambda row: row.accuracy.value)
-    views = '' if best.views == 'pooled' else f' --views={best.views}'
+    views = [] if best.views == rules.VIEWS[0] else [f'--views={best.views}']
     logits = logits_folder.of_split(best.store.folder, 'test')
-    print(
-        f'wrote {path}.md and {path}.csv; next: python -m ensemble.combine --rule {best.rule}{views} --logits={logits}'
-    )
+    program.last_line(f'wrote {path}.md and {path}.csv', then=_combine(logits, best.rule, *views))
 
 
-def _measure(
-    engine: Engine, stores: list[Store], solution: Solution | None, known: Known | None, *, output_dir: str
-) -> list[Row]:
-    rows: list[Row] = []
-    with storage.scratch(output_dir, 'table') as scratch:
-        for store in stores:
-            print(f'combining {store.folder} by all rules', flush=True)
-            rows += table.measure(engine, store, scratch=scratch, solution=solution, known=known)
-    return rows
+def _combine(logits: str, rule: str, *more: str) -> str:
+    """The command that combines test logits, or what comes before it while there are none."""
+    if storage.exists(storage.join(logits, manifest.NAME)):
+        return program.command('ensemble.combine', '--rule', rule, *more, f'--logits={logits}')
+    run = os.path.dirname(os.path.dirname(logits))
+    if storage.exists(storage.join(run, runs.SETTINGS_NAME)) and not runs.is_finished(run):
+        return f'the same model.train command goes on with {run}, whose training is not finished'
+    return logits_folder.command(logits)
 
 
 if __name__ == '__main__':

@@ -10,10 +10,11 @@ import numpy as np
 import tensorflow as tf
 
 from model.answers import Chain
-from pipeline import pictures, program, split
+from pipeline import pictures, split
 from pipeline.categories import Categories
 from pipeline.dataset import PICTURES, Shards
 from pipeline.errors import InputError
+from pipeline.progress import Progress
 from tools import sample_products
 
 TOGETHER = 16  # products at a time: 64 pictures at most go through the network together, here as in the chain
@@ -74,7 +75,7 @@ def check(served: Callable[..., Any], chain: Chain, label_map: Categories, produ
     same = total = 0
     largest = 0.0
     starts = range(0, len(products), TOGETHER)
-    for start in program.progress(starts, total=len(starts), label='check', unit='batches'):
+    for start in Progress(starts, total=len(starts), label='check', unit='batches'):
         some = products[start : start + TOGETHER]
         answer = served(pictures=tensor(some))
         ids, found = answer['category_id'].numpy(), answer['probability'].numpy()

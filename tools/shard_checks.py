@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import google_crc32c
 import numpy as np
 
-from pipeline import bson_stream, categories, manifest, program, records, split, storage, tables
+from pipeline import bson_stream, categories, manifest, progress, records, split, storage, tables
 from pipeline.categories import Categories
 from pipeline.errors import InputError
 from pipeline.manifest import FileInfo, Manifest
@@ -133,7 +133,7 @@ def check(folder: str, made: Manifest, label_map: Categories, *, processes: int 
     shards = _read_shards(folder, made, label_map, seed=seed, processes=processes)
     for shard in shards:
         problems.merge(shard.problems)
-    with program.watched(lambda: program.Standing('compare products and pictures', 0, 0, 'B')):
+    with progress.watched(lambda: progress.Standing('compare products and pictures', 0, 0, 'B')):
         return _compare(made, shards, problems, seed=seed, val_fraction=val_fraction)
 
 

@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
-from pipeline import program
+from pipeline import progress
 from pipeline.manifest import FileInfo
 
 PROCESS_BYTES = 64 * 10**6  # data for which one more process pays: it takes as long to start as to read so much
@@ -31,7 +31,7 @@ def map_shards(
         cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
         processes = min(cores, len(files), 1 + total // PROCESS_BYTES)
     with (
-        program.progress(total=total, label=label, unit='B') as bar,
+        progress.Progress(total=total, label=label, unit='B') as bar,
         contextlib.closing(_map(function, list(enumerate(files)), processes)) as found,
     ):
         for file, made in zip(files, found, strict=True):

@@ -24,10 +24,11 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from pipeline import categories, program, storage, tables
+from pipeline import categories, program, progress, storage, tables
 from tools import kaggle, synthetic_draws
 
 FLAGS = program.flag_values()
+program.group(FLAGS, 'Folder and size')
 OUTPUT_DIR = flags.DEFINE_string('output_dir', 'data/synthetic', 'Folder for the catalogue.', flag_values=FLAGS)
 PRODUCTS = flags.DEFINE_integer(
     'products', 100_000, 'Products in train.bson; test.bson gets a quarter as many. Kaggle has 7_069_896.',
@@ -37,6 +38,7 @@ CATEGORIES = flags.DEFINE_integer(
     'categories', 5270, 'Categories; fewer if there are too few products.',
     lower_bound=1, upper_bound=100_000, flag_values=FLAGS,  # each takes 256 bytes of memory
 )  # fmt: skip
+program.group(FLAGS, 'Pictures and draws')
 BLANK = flags.DEFINE_bool(
     'blank', False, 'Pictures of one colour only, a ninth of the bytes: for trying how metadata scales.',
     flag_values=FLAGS,
@@ -124,7 +126,7 @@ def write_products(
             stack.enter_context(storage.atomic_writer(storage.join(output_dir, name)))
             for name in ('train.bson', 'test.bson', 'solution.csv')
         )
-        bar = stack.enter_context(program.progress(total=train + test, label='write', unit='products'))
+        bar = stack.enter_context(progress.Progress(total=train + test, label='write', unit='products'))
         solution.write(b'_id,category_id\n')
         for product_id, code, pictures, keys in blocks:
             category_id, is_test = category_ids[code // 2], code % 2 == 1

@@ -1,11 +1,9 @@
-"""The paper's Table I for runs of ours: rules x views x configurations, with intervals and tests, as Markdown and CSV.
+"""The paper's Table I for runs of ours: rules x views x configurations, with intervals and tests, as numbers and CSV.
 
 Synopsis:
 
-    rows = []
-    for store in table.find_stores(['runs/noaug', 'runs/aug'], 'val'):
-        rows += table.measure(engine, store, scratch='runs/.tmp-table')
-    print(table.markdown(rows, 'val'))
+    compared = table.open_runs(['runs/noaug', 'runs/aug'], 'val')
+    rows = table.measure_all(engine, compared, shards_dir='data/shards', scratch='runs/.tmp-table')
     table.write_csv(rows, 'runs/table.csv')
 """
 
@@ -13,27 +11,25 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from ensemble import known_images, logits_folder, predictions, reduction, rules, scores
+from ensemble import known_images, logits, logits_folder, predictions, reduction, rules, scores, submission
 from ensemble.known_images import Known
 from ensemble.mixture import Mixture
 from ensemble.reduction import Job, Stores
 from ensemble.scores import Score
 from ensemble.submission import Solution
 from model import runs
-from pipeline import dataset, storage, tables
+from pipeline import dataset, manifest, storage, tables
 from pipeline.beam_job import Engine
 from pipeline.errors import InputError
 from tools.reports import calibration
 from tools.reports.calibration import Calibration
 
 REFERENCE = 'mean'  # what the other rules are held against
-BEST = 'product'  # with power the paper's best
-SIGNIFICANT = 0.05
 PICTURES = tuple(range(1, dataset.PICTURES + 1))
 VIEWS = 5  # the paper's
 # Table I, accuracy on Cdiscount's validation set, by configuration and views of each picture.
@@ -69,6 +65,25 @@ class Store:
     def title(self) -> str:
         """What the table calls it."""
         return self.configuration + (f', {self.tta} views' if self.tta > 1 else '')
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """Logits of one or more runs that belong together: of the same products, all of a run by the same weights.
+
+    Attributes:
+        folders: of the runs.
+        split: val or test.
+        stores: all their logits of the split.
+        opened: the same, in the same order.
+        truth: the products' categories, if the logits don't have them (test).
+    """
+
+    folders: Sequence[str]
+    split: str
+    stores: Sequence[Store]
+    opened: Stores
+    truth: Solution | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,17 +132,54 @@ def find_stores(folders: Sequence[str], split: str) -> list[Store]:
         folders: of the runs.
         split: val or test.
     """
-    names = [os.path.basename(os.path.realpath(folder)) for folder in folders]
-    if len(set(names)) < len(names):
-        names = list(folders)
     return [
         Store(logits_folder.folder(folder, split, tta=tta), name, tta, _paper(folder, tta))
-        for folder, name in zip(folders, names, strict=True)
+        for folder, name in zip(folders, runs.names(folders), strict=True)
         for tta in (1, *logits_folder.views_made(folder, split))
     ]
 
 
-def check_same_weights(stores: Sequence[Store], opened: Stores) -> None:
+def lacking(folder: str, split: str) -> str:
+    """Why a run has no logits of a split to report on, and what to do about it; '' if it has them.
+
+    Raises:
+        InputError: they are damaged.
+    """
+    path = logits_folder.folder(folder, split)
+    listed = storage.join(path, manifest.NAME)
+    if storage.exists(listed):
+        found = logits.read_manifest(path).products(split)
+        return '' if found else f'{path} holds no product, because the dataset has none in {split}; take another split'
+    if storage.exists(storage.join(folder, runs.SETTINGS_NAME)) and not runs.is_finished(folder):
+        return (
+            f'{folder} has no logits of {split} yet: its training is not finished; the same model.train command goes '
+            'on with it'
+        )
+    return f'{listed}: no such file, so {path} holds no finished logits; make them: {logits_folder.command(path)}'
+
+
+def open_runs(folders: Sequence[str], split: str, *, solution: str = '') -> Runs:
+    """Opens all logits of a split that runs have.
+
+    Args:
+        folders: of the runs.
+        split: val or test.
+        solution: path of a solution.csv with the products' categories; '' if there is none.
+
+    Raises:
+        InputError: a run has none, or they don't belong together.
+    """
+    for folder in folders:
+        if problem := lacking(folder, split):
+            raise InputError(problem)
+    stores = find_stores(folders, split)
+    opened = reduction.open_stores([store.folder for store in stores])
+    _check_same_weights(stores, opened)
+    truth = submission.read_solution(solution, opened.label_map) if solution else None
+    return Runs(tuple(folders), split, stores, opened, truth)
+
+
+def _check_same_weights(stores: Sequence[Store], opened: Stores) -> None:
     """Checks that all logits of a run are by the same weights.
 
     Raises:
@@ -144,7 +196,7 @@ def check_same_weights(stores: Sequence[Store], opened: Stores) -> None:
             )
 
 
-def tell_missing(folders: Sequence[str], split: str) -> None:
+def _tell_missing(folders: Sequence[str], split: str) -> None:
     """Says which logits with several views some runs have and others lack, and how to make them."""
     made = {folder: logits_folder.views_made(folder, split) for folder in folders}
     for tta in sorted({VIEWS}.union(*made.values())):
@@ -154,14 +206,34 @@ def tell_missing(folders: Sequence[str], split: str) -> None:
                 print(f'{folder}: has no logits of {tta} views; to have them in the table: {command}')
 
 
-def find_known(engine: Engine, opened: Stores, *, shards_dir: str, output_dir: str) -> Known | None:
+def _find_known(engine: Engine, opened: Stores, *, shards_dir: str, scratch: str) -> Known | None:
     """Which pictures of the products are in the training set, too; None if it can't be known, which is told."""
     try:
         known_images.check(shards_dir, digest=opened.dataset_digest)
     except InputError as error:
         print(f'left out, which pictures the training set has too: {error}')
         return None
-    return known_images.find(engine, shards_dir, opened.split, output_dir=output_dir)
+    return known_images.find(engine, shards_dir, opened.split, output_dir=scratch)
+
+
+def measure_all(engine: Engine, compared: Runs, *, shards_dir: str, scratch: str) -> list[Row]:
+    """Combines all logits of runs by all rules, and scores what they predict; says what it does, and what is missing.
+
+    Args:
+        engine: what runs the jobs.
+        compared: what open_runs() found.
+        shards_dir: the dataset; without it, it isn't known which pictures the training set has too.
+        scratch: a folder that all workers reach; the caller removes it. predictions_folder() is where it holds the
+            first store's predictions.
+    """
+    _tell_missing(compared.folders, compared.split)
+    known = _find_known(engine, compared.opened, shards_dir=shards_dir, scratch=scratch)
+    rows: list[Row] = []
+    for store in compared.stores:
+        print(f'combining {store.folder} by all rules', flush=True)
+        part = scratch if store == compared.stores[0] else storage.join(scratch, 'others')
+        rows += measure(engine, store, scratch=part, solution=compared.truth, known=known)
+    return rows
 
 
 def measure(
@@ -220,115 +292,10 @@ def predictions_folder(scratch: str, *, views: str, rule: str) -> str:
     return storage.join(scratch, views, rule)
 
 
-def markdown(rows: Sequence[Row], split: str) -> str:
-    """The table in the paper's form, what the paper found held against it, and all that was measured store by store.
-
-    Args:
-        rows: what measure() found of one store or more, of the same products.
-        split: val or test.
-    """
-    by_store: dict[Store, list[Row]] = {}
-    for row in rows:
-        by_store.setdefault(row.store, []).append(row)
-    head = [BEST, 'over first', 'p', 'over one view', 'p']
-    parts = [_overview(by_store, split), _table(head, findings(rows))]
-    for store, its in by_store.items():
-        parts += [f'### {store.title}', _comparison(its), _parts(its)]
-    return '\n\n'.join(parts) + '\n'
-
-
 def write_csv(rows: Sequence[Row], path: str) -> None:
     """Writes all numbers, a line for each store, way to take its views, and rule; what there is not is empty."""
     lines = [_cells(row) for row in rows]
     tables.write(path, list(lines[0]), [list(line.values()) for line in lines])
-
-
-def _overview(by_store: Mapping[Store, Sequence[Row]], split: str) -> str:
-    """Rules down, stores across; beside each what the paper has."""
-    head, lines = ['rule'], {row.rule: [row.rule] for its in by_store.values() for row in its}
-    for store, its in by_store.items():
-        head += [store.title, 'paper'] if store.paper else [store.title]
-        for row in its:
-            if row.views == rules.VIEWS[0]:
-                half = (row.accuracy.high - row.accuracy.low) / 2
-                mark = ' *' if row.p_value < SIGNIFICANT else ''
-                lines[row.rule].append(f'{row.accuracy.value:.3f} ± {half:.3f}{mark}')
-                if store.paper:
-                    lines[row.rule].append(_number(row.paper))
-    products = next(iter(by_store.values()))[0].accuracy.count
-    return (
-        f'Accuracy over the {products:,} products of {split}, ± half of its 95 % bootstrap interval; * where it '
-        f'differs from {REFERENCE} with p < {SIGNIFICANT} (McNemar, each rule by itself).\n'
-        "Views are pooled. The paper's figures are Table I's, on Cdiscount's validation set; its x0.1 is power.\n\n"
-        + _table(head, lines.values())
-    )
-
-
-def findings(rows: Sequence[Row]) -> list[list[str]]:
-    """What several pictures, and several views of each, bring by the rule product: paired, on the same products.
-
-    Returns:
-        for each store its title, the difference to the rule first and its p value, and those to the logits of one view.
-    """
-    correct = {(row.store, row.rule): row.correct for row in rows if row.views == rules.VIEWS[0]}
-    plain = {store.configuration: store for store, _ in correct if store.tta == 1}
-    lines = []
-    for store in dict.fromkeys(store for store, _ in correct):
-        ours, one_view = correct[store, BEST], correct[plain[store.configuration], BEST]
-        views = _gain(ours, one_view) if store.tta > 1 else ['', '']
-        lines.append([store.title, *_gain(ours, correct[store, 'first']), *views])
-    return lines
-
-
-def _gain(correct: np.ndarray, over: np.ndarray) -> list[str]:
-    """Cells of a difference and its p value."""
-    return [signed(scores.gain(correct, over)), probability(scores.p_value(correct, over))]
-
-
-def with_interval(score: Score) -> str:
-    """A share with its interval."""
-    return f'{score.value:.3f} ({score.low:.3f} to {score.high:.3f})'
-
-
-def signed(score: Score) -> str:
-    """A difference with its interval."""
-    return f'{score.value:+.3f} ({score.low:+.3f} to {score.high:+.3f})'
-
-
-def probability(value: float) -> str:
-    """A p value."""
-    return f'{value:.3f}' if value >= 0.001 else '< 0.001'
-
-
-def _comparison(rows: Sequence[Row]) -> str:
-    head = ['rule', 'accuracy', f'over {REFERENCE}', 'p', 'top 5', 'level 1', 'level 2', 'level 3']
-    return _table(
-        head,
-        [
-            [
-                name_of(row),
-                with_interval(row.accuracy),
-                signed(row.over_mean),
-                probability(row.p_value),
-                *map(_number, (row.top5, *(level.value for level in row.levels))),
-            ]
-            for row in rows
-        ],
-    )
-
-
-def _parts(rows: Sequence[Row]) -> str:
-    lines = [[name_of(row), *(_number(part.value) for part in parts_of(row).values())] for row in rows]
-    return _table(['rule', *parts_of(rows[0])], lines)
-
-
-def parts_of(row: Row) -> dict[str, Score]:
-    """Accuracy over parts of the products, by what they are and how many there are."""
-    names = ['1 picture', *(f'{count} pictures' for count in PICTURES[1:])]
-    if row.by_seen:
-        names += ['a picture seen', 'none seen']
-    parts = zip(names, (*row.by_pictures, *(row.by_seen or ())), strict=True)
-    return {f'{name} ({part.count:,})': part for name, part in parts}
 
 
 def _cells(row: Row) -> dict[str, object]:
@@ -357,25 +324,6 @@ def _cell(value: object) -> object:
     if isinstance(value, float):
         return '' if math.isnan(value) else f'{value:.6g}'
     return value
-
-
-def _number(value: float) -> str:
-    return '' if math.isnan(value) else f'{value:.3f}'
-
-
-def name_of(row: Row) -> str:
-    """What a line of the table is called: its rule, and its way to take views where that isn't the paper's."""
-    return row.rule if row.views == rules.VIEWS[0] else f'{row.rule}, {row.views}'
-
-
-def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A Markdown table whose columns stand under each other as plain text too."""
-    cells = [list(head), *map(list, lines)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    cells.insert(1, ['-' * width for width in widths])
-    return '\n'.join(
-        '| ' + ' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + ' |' for line in cells
-    )
 
 
 def _paper(folder: str, tta: int) -> Mapping[str, float]:

@@ -16,7 +16,7 @@ import pytest
 
 from ensemble import logits
 from model import predict
-from pipeline import categories, dataset, journal, manifest, program, worklog
+from pipeline import categories, dataset, journal, manifest, progress, worklog
 from pipeline.errors import InputError
 from tests import shards as small
 from tests.model.finished_run import write_model
@@ -147,11 +147,11 @@ def test_a_prediction_that_was_killed_goes_on_to_the_same_bytes(shards, undistur
 def test_the_progress_bar_counts_what_is_kept_but_not_for_the_rate(shards, stopped_dir, monkeypatch):
     bars = []
 
-    def progress(*args: Any, original: Callable[..., Any] = program.progress, **options: Any) -> Any:
+    def noted(*args: Any, original: Callable[..., Any] = progress.Progress, **options: Any) -> Any:
         bars.append(original(*args, **options))
         return bars[-1]
 
-    monkeypatch.setattr(program, 'progress', progress)
+    monkeypatch.setattr(progress, 'Progress', noted)
     predict.main(arguments(shards, stopped_dir))
     (bar,) = (bar for bar in bars if bar.label == 'predict val')
     kept = sum(file.images for file in logits.read_manifest(str(store(stopped_dir))).files[:3])

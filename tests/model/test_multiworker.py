@@ -30,6 +30,7 @@ from pipeline.errors import InputError
 from tests import shards as small
 from tests.model import tiny
 
+README = Path(__file__).parents[2] / 'README.md'
 # 9 updates: artificial epochs and the first stage end at 3, 6, 9; rows of history at 2 updates and at each end.
 FLAGS = (
     '--backbone=tiny', '--weights=none', '--image_size=32', '--micro_batch=8',
@@ -161,11 +162,33 @@ def test_a_machine_that_is_killed_ends_the_other_and_the_same_command_goes_on(sh
     assert_same_end(tmp_path, undisturbed)
 
 
+def readme_loop() -> str:
+    """The shell loop of README around any command, with a shorter pause."""
+    (loop,) = re.findall(r'^    (while python -m [^;]*;[^;]*; done)$', README.read_text(), re.MULTILINE)
+    return re.sub('python .*', '"$@"', loop).replace('sleep 10', 'sleep 1')
+
+
+@pytest.mark.parametrize(
+    ('ends', 'runs'),
+    [
+        *[(f'exit {code}', 1) for code in (0, 1, 2, 5, 7, 130, 141)],
+        ('kill -TERM $$', 1),
+        ('exit 75', 2),
+        ('kill -KILL $$', 2),
+        ('kill -ABRT $$', 2),
+    ],
+)
+def test_the_loop_starts_again_what_was_lost_or_killed_and_nothing_else(tmp_path, ends, runs):
+    once = f'echo >> runs; [ $(wc -l < runs) = 2 ] || {ends}'
+    subprocess.run(['sh', '-c', readme_loop(), 'sh', 'sh', '-c', once], cwd=tmp_path, check=True)
+    assert len((tmp_path / 'runs').read_text().splitlines()) == runs
+
+
 @pytest.mark.slow
 def test_machines_that_start_it_again_by_themselves_need_nobody(shards, undisturbed, tmp_path):
     """The shell loop of README. The first one is killed just after it met the other, the other in an update."""
     stops = {0: ('KILL', 'model 0'), 1: ('KILL', 'update 4')}
-    ended = run_workers(tmp_path, shards, stops=stops, shell='while "$@"; [ $? -ge 75 ]; do sleep 1; done')
+    ended = run_workers(tmp_path, shards, stops=stops, shell=readme_loop())
     assert [one.code for one in ended] == [0, 0], ended
     assert {'worker0 model 0', 'worker1 update 4'} <= set(os.listdir(tmp_path)), 'they were killed'
     assert_same_end(tmp_path, undisturbed)

@@ -22,7 +22,7 @@ WORK = """
 import sys, time
 from pipeline import progress
 progress.WATCHED_AFTER, progress.LINE_SECONDS, progress.BAR_SECONDS = 0.1, (0.1, 0.1), 0.05
-with progress.progress(total=4000, label='check', unit='files') as bar:
+with progress.Progress(total=4000, label='check', unit='files') as bar:
     for _ in range(4):
         time.sleep(float(sys.argv[1]))
         bar.update(1000)
@@ -81,9 +81,17 @@ def test_on_a_pipe_there_are_whole_lines():
     assert shares == sorted(shares) and shares[-1] == 100 and len(shares) > 4
 
 
+def test_on_a_pipe_work_that_is_done_is_told_once():
+    waiting = WORK + '    time.sleep(0.5)\n'
+    done = subprocess.run([sys.executable, '-c', waiting, '0.1'], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, 'checked\n')
+    assert [line for line in done.stderr.splitlines() if '(100 %)' in line] == done.stderr.splitlines()[-1:]
+
+
 def test_short_work_is_shown_on_neither():
-    assert on_terminal(work(0)) == ('checked\n', '')
-    done = subprocess.run(work(0), cwd=ROOT, capture_output=True, text=True)
+    at_once = [sys.executable, '-c', WORK.replace('BAR_SECONDS = 0.1', 'BAR_SECONDS = 5'), '0']
+    assert on_terminal(at_once) == ('checked\n', '')
+    done = subprocess.run(at_once, cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ('checked\n', '')
 
 
@@ -119,7 +127,7 @@ def test_lines_come_every_ten_seconds_at_first_and_every_minute_at_last(monkeypa
 
 
 def test_it_goes_through_items_and_counts_them(quick, capsys):
-    bar = progress.progress(iter('abc'), total=3, label='letters', unit='letters')
+    bar = progress.Progress(iter('abc'), total=3, label='letters', unit='letters')
     seen = []
     for letter in bar:
         seen.append(letter)
@@ -132,13 +140,13 @@ def test_it_goes_through_items_and_counts_them(quick, capsys):
 
 
 def test_what_was_done_before_counts_but_not_for_the_rate(quick, capsys):
-    with progress.progress(total=100, initial=60, label='predict', unit='images'):
+    with progress.Progress(total=100, initial=60, label='predict', unit='images'):
         time.sleep(0.1)
     assert set(capsys.readouterr().err.splitlines()) == {'predict: 60 of 100 images (60 %)'}
 
 
 def test_what_is_disabled_is_not_shown(quick, capsys):
-    with progress.progress(total=1, label='validate', unit='images', disable=True) as bar:
+    with progress.Progress(total=1, label='validate', unit='images', disable=True) as bar:
         time.sleep(0.1)
         bar.update()
     assert (bar.n, capsys.readouterr().err) == (1, '')
@@ -146,7 +154,7 @@ def test_what_is_disabled_is_not_shown(quick, capsys):
 
 def test_an_error_passes_and_ends_the_display(quick):
     before = threading.active_count()
-    with pytest.raises(ZeroDivisionError), progress.progress(total=2, label='check', unit='files'):
+    with pytest.raises(ZeroDivisionError), progress.Progress(total=2, label='check', unit='files'):
         raise ZeroDivisionError
     assert threading.active_count() == before
 

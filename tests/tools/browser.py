@@ -21,6 +21,11 @@ from playwright.sync_api import Browser, sync_playwright
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 PHONE, DESK = 390, 1280  # pixels wide
+READABLE = 7  # pixels
+# The sizes of the letters in plots, as they are shown.
+LETTERS = """() => [...document.querySelectorAll('svg text, svg tspan')].filter((node) => node.textContent.trim()).map(
+  (node) => { const shown = (node.closest('text')).getScreenCTM();
+    return parseFloat(getComputedStyle(node).fontSize) * Math.hypot(shown.a, shown.b); })"""
 needed = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: Debian's package chromium")
 # It starts as root too, and asks nobody for updates.
 OPTIONS = (
@@ -34,8 +39,8 @@ class Seen:
     """A page as it is shown.
 
     Attributes:
-        problems: console messages, errors of scripts, pictures without pixels, requests for anything but the page, and
-            whether it is wider than the window.
+        problems: console messages, errors of scripts, pictures without pixels, requests for anything but the page,
+            whether it is wider than the window, and whether a plot's letters are too small to read.
         page: playwright's page, to click on.
     """
 
@@ -80,6 +85,9 @@ def look(
     wide = page.evaluate('document.documentElement.scrollWidth')
     if wide > width:
         problems.append(f'{wide} pixels wide in a window of {width}')
+    letters = min(page.evaluate(LETTERS), default=READABLE)
+    if letters < READABLE:
+        problems.append(f'letters of {letters:.1f} pixels in a plot')
     if shot:
         page.screenshot(path=shot, full_page=True)
     return Seen(problems, page)

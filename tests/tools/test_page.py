@@ -87,6 +87,36 @@ def test_a_click_sorts_a_table_and_another_click_turns_it_round(path):
         assert shown.locator('th[aria-sort]').all_inner_texts() == ['name']
 
 
+@browser.needed
+def test_the_head_of_a_long_table_stays_in_sight(tmp_path):
+    rows = [[str(number), page.count(number)] for number in range(100)]
+    page.write(str(tmp_path / 'page.html'), '', '', [page.Section('Long', [page.table(['name', 'count'], rows)])])
+    with browser.started() as chromium:
+        shown = browser.look(chromium, tmp_path / 'page.html').page
+        shown.get_by_text('99', exact=True).first.scroll_into_view_if_needed()
+        head, window = (shown.locator(name).first.bounding_box() for name in ('th', '.scroll'))
+    assert head['y'] == pytest.approx(window['y'], abs=1)
+    assert 0 <= head['y'] < 800
+
+
+@browser.needed
+def test_letters_too_small_to_read_are_noticed(tmp_path):
+    drawn, axes = page.axes('x', 'y')
+    axes.annotate('tiny', (0.5, 0.5), fontsize=page.SMALL - 1)
+    page.write(str(tmp_path / 'page.html'), '', '', [page.Section('Plot', [page.figure(drawn, 'one')])])
+    with browser.started() as chromium:
+        assert browser.look(chromium, tmp_path / 'page.html', width=browser.DESK).problems == []
+        (problem,) = browser.look(chromium, tmp_path / 'page.html', width=browser.PHONE).problems
+    assert problem == 'letters of 6.2 pixels in a plot'
+
+
+def test_lines_of_the_same_colour_have_other_dashes_and_markers():
+    found = [tuple(page.series(number).values()) for number in range(3 * page.SERIES)]
+    assert len(set(found)) == len(found)
+    for part in (1, 2):
+        assert found[0][part] != found[page.SERIES][part]
+
+
 def test_no_two_plots_of_a_page_share_a_name(path):
     with open(path) as file:
         names = re.findall(r'\bid="([^"]+)"', file.read())

@@ -15,15 +15,17 @@ from absl import flags
 from ensemble import logits, rules, scores
 from ensemble.known_images import Known
 from ensemble.logits import Rows
+from model import runs
 from pipeline import beam_job, dataset, program
 from pipeline.categories import Categories
 from pipeline.errors import InputError
 from pipeline.records import Product
 from tests import shards
+from tests.commands import following
 from tests.tools import browser
 from tests.tools.reports.trained import write_run
 from tools import report, table
-from tools.reports import calibration
+from tools.reports import calibration, grids
 
 # Levels 1: A, A, B; levels 2: (A, X), (A, Y), (B, X).
 LABEL_MAP = Categories(np.array([1000, 1010, 1020]), (('A', 'X', 'RUG'), ('A', 'Y', 'RUG'), ('B', 'X', 'RUG')))
@@ -79,12 +81,12 @@ def write_store(
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Runs `first` (with augmentation by its settings, views too) and `noaug` (without settings)."""
-    runs = tmp_path / 'runs'
-    write_store(runs / 'first')
-    write_store(runs / 'first', tta=5)
-    (runs / 'first' / 'run.json').write_text(json.dumps({'crop_probability': 0, 'flip_probability': 0.5}))
-    write_store(runs / 'noaug')
-    return runs
+    made = tmp_path / 'runs'
+    write_store(made / 'first')
+    write_store(made / 'first', tta=5)
+    (made / 'first' / 'run.json').write_text(json.dumps({'crop_probability': 0, 'flip_probability': 0.5}))
+    write_store(made / 'noaug')
+    return made
 
 
 def run(*words: str) -> None:
@@ -163,7 +165,8 @@ def test_the_markdown_begins_with_the_papers_form(folder: Path, capsys: pytest.C
     blocks = [block.splitlines() for block in text.strip().split('\n\n')]
     assert blocks[0][0].startswith('Accuracy over the 4 products of val, ± half of its 95 % bootstrap interval; ')
     grid = [[cell.strip() for cell in line.strip('|').split('|')] for line in blocks[1]]
-    assert grid[0] == ['rule', 'noaug', 'paper', 'first', 'paper', 'first, 5 views', 'paper']
+    paper = 'paper (Cdiscount)'
+    assert grid[0] == ['rule', 'noaug', paper, 'first', paper, 'first, 5 views', paper]
     assert [line[0] for line in grid[2:]] == list(rules.names())
     assert grid[3] == ['product', '0.500 ± 0.500', '0.712', '0.500 ± 0.500', '0.710', '0.000 ± 0.000', '0.715']
     titles = [block[0] for block in blocks if block[0].startswith('#')]
@@ -180,7 +183,7 @@ def test_what_pictures_and_views_bring_is_told_with_its_test(folder: Path) -> No
     run(f'{folder}/first')
     text = (folder / 'first' / 'table-val.md').read_text()
     lines = [[cell.strip() for cell in line.strip('|').split('|')] for line in text.split('\n\n')[2].splitlines()]
-    assert lines[0] == ['product', 'over first', 'p', 'over one view', 'p']
+    assert lines[0] == ['logits', 'product over first', 'p', 'over one view', 'p']
     assert lines[2:] == [
         ['first', '+0.250 (+0.000 to +0.750)', '1.000', '', ''],
         ['first, 5 views', '-0.250 (-0.750 to +0.000)', '1.000', '-0.500 (-1.000 to +0.000)', '0.500'],
@@ -207,7 +210,7 @@ def test_a_difference_beyond_chance_has_a_mark() -> None:
         )
         for rule, correct in (('mean', none), ('product', every), ('first', none))
     ]
-    assert '| product | 1.000 ± 0.000 * |' in table.markdown(rows, 'val')
+    assert '| product | 1.000 ± 0.000 * |' in grids.markdown(rows, 'val')
 
 
 def test_products_whose_pictures_are_known_are_told_apart(folder: Path) -> None:
@@ -222,7 +225,7 @@ def test_products_whose_pictures_are_known_are_told_apart(folder: Path) -> None:
     table.write_csv(rows, f'{folder}/table.csv')
     line = lines_of(folder / 'table.csv')[0]
     assert [line[name] for name in ('accuracy_seen', 'products_seen', 'accuracy_unseen')] == ['1', '2', '0']
-    assert '| a picture seen (2) | none seen (2) |' in table.markdown(rows, 'val')
+    assert '| a picture seen (2) | none seen (2) |' in grids.markdown(rows, 'val')
 
 
 def test_known_pictures_of_other_products_are_refused(folder: Path) -> None:
@@ -336,6 +339,42 @@ def test_what_the_user_can_mend_is_one_line(folder: Path, words: list[str], mess
     assert names_in(folder / 'noaug') == ['logits']
 
 
+@pytest.mark.parametrize(
+    ('words', 'message'),
+    [
+        (['--table', '--split=test'], "--split=test needs the products' categories: give --solution=data/solution.csv"),
+        (['--solution=x.csv'], '--solution=x.csv is for the test set; give --split=test, or leave it out'),
+        (['--splitt=val'], 'unknown flag --splitt, perhaps --split is meant; --help lists the flags'),
+    ],
+)
+def test_bad_usage_has_its_exit_code(
+    words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr('sys.argv', ['report', 'no/run', *words])
+    with pytest.raises(SystemExit) as ended:
+        program.run(report.main)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f'error: {message}\n'
+
+
+def test_the_table_of_a_run_in_training_does_not_send_to_model_predict(folder: Path) -> None:
+    runs.write_settings(str(folder / 'training'), {})
+    with pytest.raises(InputError, match=r'has no logits of val yet: its training is not finished; the same model\.tr'):
+        run(f'{folder}/noaug', f'{folder}/training')
+
+
+def test_the_last_line_names_a_command_that_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """To combine the test logits, once there are some."""
+    run(f'{folder}/noaug')
+    predict = f'python -m model.predict --run_dir={folder}/noaug --split=test'
+    assert following(capsys.readouterr().out) == predict
+    write_store(folder / 'noaug', split='test')
+    write_run(folder / 'noaug')
+    report.main(['report', f'{folder}/noaug', '--rule=first', '--split=test', '--runner=FnApiRunner'])
+    combine = f'python -m ensemble.combine --rule first --logits={folder}/noaug/logits/test'
+    assert following(capsys.readouterr().out) == combine
+
+
 def test_damaged_logits_leave_nothing_behind(folder: Path) -> None:
     path = folder / 'noaug' / 'logits' / 'val' / 'val-00002-of-00003.tfrecord'
     data = bytearray(path.read_bytes())
@@ -353,14 +392,17 @@ def test_damaged_logits_leave_nothing_behind(folder: Path) -> None:
         (['runs/a/', 'runs/b', 'runs/a'], ['runs/a', 'runs/b']),
         (['--run_dir=runs/a', 'runs/b'], ['runs/a', 'runs/b']),
         (['runs/b', '--run_dir=runs/a/'], ['runs/a', 'runs/b']),
+        (['runs/latest', 'runs/b', 'runs/a'], ['runs/latest', 'runs/b']),
         (['--table', 'runs/b'], ['runs/b']),
     ],
 )
 def test_the_runs_are_those_named_or_the_latest(
     words: list[str], folders: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first one is looked into first."""
+    """The first one is looked into first; runs/latest is runs/a."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / 'runs' / 'a').mkdir(parents=True)
+    (tmp_path / 'runs' / 'latest').symlink_to('a')
     assert report._folders(program.parse(report.FLAGS, ['report', *words], doc='', pass_through=True)) == folders
     with pytest.raises(InputError, match=folders[0]):
         report.main(['report', *words])
@@ -381,7 +423,11 @@ def test_the_page_of_a_run_is_one_whole_file(
     words = [f'--run_dir={folder}/first', f'{folder}/noaug', f'--shards_dir={tmp_path}/none', '--runner=FnApiRunner']
     report.main(['report', *words])
     path = folder / 'first' / 'report.html'
-    assert capsys.readouterr().out.splitlines()[-1].startswith(f'wrote {path} (')
+    assert re.fullmatch(
+        rf'wrote {path} \(\d\.\d MB\), a page to open in a browser; next: '
+        rf'the same model.train command goes on with {folder}/first, whose training is not finished',
+        capsys.readouterr().out.splitlines()[-1],
+    )
     assert names_in(folder / 'noaug') == ['history.csv', 'logits', 'run.json']
     with browser.started() as chromium:
         seen = browser.look(chromium, path, width=width, dark=width == browser.PHONE, shot=tmp_path / 'shot.png')

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import program
+from pipeline import progress
 from pipeline.errors import InputError
 
 
@@ -115,7 +115,7 @@ def make_shards(folder: Path, *, products: int) -> Path:
 def interleaved(commands: dict[str, Callable[[], Run]], *, runs: int) -> dict[str, list[Run]]:
     """Runs commands in turn, so that a machine that gets slower or faster does so for all of them."""
     done: dict[str, list[Run]] = {name: [] for name in commands}
-    with program.progress(total=runs * len(commands), label='measure', unit='runs', leave=False) as bar:
+    with progress.Progress(total=runs * len(commands), label='measure', unit='runs', leave=False) as bar:
         for number in range(runs):
             for name in list(commands)[:: 1 if number % 2 else -1]:
                 one = commands[name]()

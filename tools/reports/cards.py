@@ -56,8 +56,9 @@ def _card(outcome: Outcome, place: int, images: Sequence[bytes]) -> list[Markup]
     blocks = [page.pictures(images, f'product {product}')] if images else []
     blocks.append(page.text(f'Product {product}', faint=True))
     if true != UNKNOWN:
-        blocks.append(page.text(Markup('true: <b>{}</b>').format(outcome.name(true))))
-    blocks.append(page.text(Markup('predicted: <b>{}</b>').format(outcome.name(predicted))))
+        blocks.append(page.text(Markup('true: <b>{}</b>{}').format(outcome.name(true), outcome.place(true))))
+    named = outcome.name(predicted), outcome.place(predicted)
+    blocks.append(page.text(Markup('predicted: <b>{}</b>{}').format(*named)))
     shares = [
         Share(outcome.name(category), probability, _mark(category, true=true, predicted=predicted))
         for category, probability in zip(likeliest, outcome.found.probabilities[place].tolist(), strict=True)

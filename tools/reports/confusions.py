@@ -89,7 +89,8 @@ def section(outcome: Outcome, pairs: Pairs, images: Sequence[Sequence[Sequence[b
         share, reverse = page.number(products / of_category[true]), page.count(pairs.reverse[place])
         rows.append([*names, page.count(products), share, reverse])
         if images:
-            cards.append(_card(*names, f'{products:,} of {of_category[true]:,}', images[place]))
+            places = outcome.place(ids[true]), outcome.place(ids[predicted])
+            cards.append(_card(names, places, f'{products:,} of {of_category[true]:,}', images[place]))
     told = (
         f'{outcome.title}: {pairs.products.sum():,} products are taken for one of another category, in '
         f'{len(pairs.true):,} pairs of categories. The most frequent ones:'
@@ -98,16 +99,18 @@ def section(outcome: Outcome, pairs: Pairs, images: Sequence[Sequence[Sequence[b
     return Section('Confusions', [page.text(told), page.table(head, rows), *([page.cards(cards)] if cards else [])])
 
 
-def _card(true: Markup, predicted: Markup, count: str, images: Sequence[Sequence[bytes]]) -> list[Markup]:
+def _card(
+    names: Sequence[Markup], places: Sequence[Markup | str], count: str, images: Sequence[Sequence[bytes]]
+) -> list[Markup]:
     """Pictures of three kinds, one under the other, so that a phone shows which side a mistaken one resembles."""
     from markupsafe import Markup
 
-    mistaken, of_true, of_predicted = images
-    return [
-        page.text(Markup('<b>{}</b> taken for <b>{}</b>: {}').format(true, predicted, count)),
+    mistaken, *examples = images
+    blocks = [
+        page.text(Markup('<b>{}</b> taken for <b>{}</b>: {}').format(*names, count)),
         page.pictures(mistaken, 'mistaken products'),
-        page.text(Markup('{} in the training data').format(true), faint=True),
-        page.pictures(of_true, 'products of the true category'),
-        page.text(Markup('{} in the training data').format(predicted), faint=True),
-        page.pictures(of_predicted, 'products of the predicted category'),
     ]
+    for name, place, some, kind in zip(names, places, examples, ('true', 'predicted'), strict=True):
+        blocks.append(page.text(Markup('{} in the training data{}').format(name, place), faint=True))
+        blocks.append(page.pictures(some, f'products of the {kind} category'))
+    return blocks

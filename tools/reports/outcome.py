@@ -58,6 +58,12 @@ class Outcome:
         (label,) = self.label_map.labels(np.array([category_id])).tolist()
         return page.hint(self.names[label], f'{category_id}: {path(self.label_map, label)}')
 
+    def place(self, category_id: int) -> Markup | str:
+        """A line under a category's name with its whole path, which a phone can't point at; '' if the name is all."""
+        (label,) = self.label_map.labels(np.array([category_id])).tolist()
+        whole = path(self.label_map, label)
+        return page.note(whole) if whole != self.names[label] else ''
+
 
 def path(label_map: Categories, label: int) -> str:
     """A category's names from level 1 to 3."""

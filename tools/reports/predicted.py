@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from ensemble import predictions, reduction, rules, submission
+from ensemble import predictions, reduction, rules
 from ensemble.mixture import Mixture
 from ensemble.predictions import Predictions
 from ensemble.reduction import Job, Stores
@@ -26,7 +26,7 @@ from tools.page import Section
 from tools.reports import accuracies, cards, confusions, table_one, training_products
 from tools.reports.gallery import Gallery, first_pictures, open_gallery
 from tools.reports.outcome import Outcome
-from tools.table import Row, Store
+from tools.table import Store
 
 
 def sections(
@@ -37,6 +37,7 @@ def sections(
     Args:
         engine: what runs the jobs.
         folders: of runs. The first one is reported on in full, by its logits of one view; the others are only compared.
+            Those without logits of the split are left out, which the page tells; if the first has none, that is all.
         split: val or test.
         rule: the one whose predictions are looked at one by one.
         solution: path of a solution.csv; '' if there is none. Without it, test has no truth to report on, and there is
@@ -46,28 +47,24 @@ def sections(
         output_dir: a folder that all workers reach; what they leave there goes at the end.
 
     Raises:
-        InputError: a run has no logits of the split, logits don't belong together, or something is damaged.
+        InputError: logits don't belong together, or something is damaged.
     """
     rules.find(rule)
-    stores = table.find_stores(folders, split)
-    opened = reduction.open_stores([store.folder for store in stores])
-    table.check_same_weights(stores, opened)
-    gallery = open_gallery(shards_dir, split=split, digest=opened.dataset_digest)
+    lacking = {folder: table.lacking(folder, split) for folder in folders}
+    if lacking[folders[0]]:
+        return [Section('Predictions', [page.text(f'{lacking[folders[0]]}.')])]
+    compared = table.open_runs([folder for folder in folders if not lacking[folder]], split, solution=solution)
+    gallery = open_gallery(shards_dir, split=split, digest=compared.opened.dataset_digest)
     if split == 'test' and not solution:
-        return [_least_certain(_predict(engine, stores[0], rule, output_dir=output_dir), gallery)]
-    truth = submission.read_solution(solution, opened.label_map) if solution else None
-    table.tell_missing(folders, split)
-    known = table.find_known(engine, opened, shards_dir=shards_dir, output_dir=output_dir)
-    rows: list[Row] = []
+        return [_least_certain(_predict(engine, compared.stores[0], rule, output_dir=output_dir), gallery)]
     with storage.scratch(output_dir, 'report') as scratch:
-        for store in stores:
-            print(f'combining {store.folder} by all rules', flush=True)
-            part = storage.join(scratch, 'first' if store == stores[0] else 'others')
-            rows += table.measure(engine, store, scratch=part, solution=truth, known=known)
-        folder = table.predictions_folder(storage.join(scratch, 'first'), views=rules.VIEWS[0], rule=rule)
-        outcome = _outcome(stores[0], rule, predictions.read(folder), truth, opened)
+        rows = table.measure_all(engine, compared, shards_dir=shards_dir, scratch=scratch)
+        found = predictions.read(table.predictions_folder(scratch, views=rules.VIEWS[0], rule=rule))
+        outcome = _outcome(compared.stores[0], rule, found, compared.truth, compared.opened)
+    accuracy = table_one.accuracy_section(rows, split)
+    left_out = [page.text(f'Left out: {problem}.', faint=True) for problem in lacking.values() if problem]
     return [
-        table_one.accuracy_section(rows, split),
+        Section(accuracy.title, [*accuracy.blocks, *left_out]),
         accuracies.parts_section(rows, rule),
         *_mistakes(outcome, gallery),
         _least_certain(outcome, gallery),

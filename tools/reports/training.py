@@ -8,7 +8,6 @@ Synopsis:
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,8 @@ if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.axes import Axes
 
-WIDE = (9.0, 4.2)  # inches: Figure 3 has the page's whole width
+WIDE = 9.0  # inches: Figure 3 has the page's whole width
+FEW = 3  # rows
 SHORT = 12  # hexadecimal digits of a digest that are shown
 
 
@@ -85,12 +85,6 @@ class Sections:
     others: Sequence[Section]
 
 
-def names(folders: Sequence[str]) -> list[str]:
-    """What runs are called: the names of their folders, or the whole paths if two have the same name."""
-    found = [os.path.basename(os.path.realpath(folder)) for folder in folders]
-    return found if len(set(found)) == len(found) else list(folders)
-
-
 def read(folder: str, name: str) -> Run:
     """Reads what a run's folder tells of its training.
 
@@ -111,7 +105,7 @@ def sections(folders: Sequence[str], *, shards_dir: str) -> Sections:
     Raises:
         InputError: a folder has no run.
     """
-    found = [read(folder, name) for folder, name in zip(folders, names(folders), strict=True)]
+    found = [read(folder, name) for folder, name in zip(folders, runs.names(folders), strict=True)]
     return Sections(
         Section('Training', _training(found)),
         [
@@ -132,7 +126,7 @@ def _training(found: Sequence[Run]) -> list[Markup]:
             drawn,
             'accuracy',
             'accuracy',
-            size=WIDE,
+            width=WIDE,
             caption='Accuracy by passes over the training data: lines are means over the training pictures of each row '
             'of history.csv, dots the validation pictures. Dashed lines: the learning rate decays or layers are '
             "unfrozen. (The paper's Figure 3.)",
@@ -157,39 +151,45 @@ def _told(run: Run) -> str:
     return f'{text}.'
 
 
-def _curves(
-    found: Sequence[Run], column: str, label: str, *, caption: str, size: tuple[float, float] = page.SIZE
-) -> Markup:
+def _curves(found: Sequence[Run], column: str, label: str, *, caption: str, width: float | None = None) -> Markup:
     """A column of history.csv of all runs, and its validation beside it."""
-    figure, axes = page.axes('passes over the training data', label, size=size)
+    figure, axes = page.axes('passes over the training data', label)
     for number, run in enumerate(found):
-        colour = f'C{number % page.SERIES}'
-        axes.plot(run.history['passes'], run.history[column], color=colour, label=f'{run.name}, training')
+        style = page.series(number)
+        axes.plot(
+            run.history['passes'], run.history[column], label=f'{run.name}, training',
+            **style | {'marker': _marker(run)},
+        )  # fmt: skip
         seen = run.validated
         axes.plot(
-            run.history['passes'][seen], run.history[f'val_{column}'][seen], 'o', color=colour, markersize=4.5,
-            label=f'{run.name}, validation',
+            run.history['passes'][seen], run.history[f'val_{column}'][seen], markersize=4.5,
+            label=f'{run.name}, validation', **style | {'linestyle': 'none'},
         )  # fmt: skip
     _mark(axes, found)
     axes.set_xlim(left=0)
     if column == 'accuracy':
         axes.set_ylim(0, 1)
     axes.legend(loc='best')
-    return page.figure(figure, caption)
+    return page.figure(figure, caption, width=width)
+
+
+def _marker(run: Run) -> str:
+    """What marks the rows of a line: a cross where they are so few that it is a point or hardly more."""
+    return 'x' if len(run.history['step']) < FEW else ''
 
 
 def _mark(axes: Axes, found: Sequence[Run]) -> None:
     """Where the learning rate decays and layers are unfrozen; in a run's colour if several differ in it."""
     plans = {(tuple(run.decays()), tuple(run.stages())) for run in found}
     for number, run in enumerate(found[:1] if len(plans) == 1 else found):
-        style: dict[str, Any] = {'color': 'C5' if len(plans) == 1 else f'C{number % page.SERIES}', 'alpha': 0.8}
+        style: dict[str, Any] = {'color': page.FAINT if len(plans) == 1 else page.series(number)['color'], 'alpha': 0.8}
         points = [(point, f'learning rate x {run.settings["decay_factor"]:g}') for point in run.decays()]
         points += [(start, f'{block} on' if block != 'all' else 'all layers') for start, block in run.stages() if start]
         for place, words in points:
-            axes.axvline(place, linestyle='--', linewidth=1, **style)
+            axes.axvline(place, linestyle='--' if number < page.SERIES else ':', linewidth=1, **style)
             axes.annotate(
-                words, (place, 0.02), xycoords=('data', 'axes fraction'), rotation=90, fontsize=7, ha='right',
-                va='bottom', **style,
+                words, (place, 0.02), xycoords=('data', 'axes fraction'), xytext=(-2, 0), textcoords='offset points',
+                rotation=90, fontsize=page.SMALL, ha='right', va='bottom', **style,
             )  # fmt: skip
 
 
@@ -284,7 +284,7 @@ def _speed(run: Run) -> list[Markup]:
     rates, images = run.history['images_per_second'], run.history['images']
     seconds = float(np.sum(np.diff(images, prepend=0) / rates))
     figure, axes = page.axes('passes over the training data', 'pictures a second')
-    axes.plot(run.history['passes'], rates)
+    axes.plot(run.history['passes'], rates, marker=_marker(run))
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     told = f'The updates of {run.name} took {_duration(seconds)}: {images[-1] / seconds:,.0f} pictures a second'

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline import columns, program, shard_chunks, storage
+from pipeline import columns, progress, shard_chunks, storage
 from pipeline.dataset import Shards
 from pipeline.manifest import FileInfo
 
@@ -41,7 +41,7 @@ def count(shards: Shards, *, examples_of: Collection[int], examples: int) -> Tra
     counts = np.zeros(len(shards.label_map), np.int64)
     places: dict[int, list[tuple[FileInfo, int]]] = {label: [] for label in examples_of}
     total = shards.manifest.products(SPLIT)
-    with program.progress(total=total, label='count categories', unit='products') as bar:
+    with progress.Progress(total=total, label='count categories', unit='products') as bar:
         for file in shards.manifest.of_split(SPLIT):
             first = 0
             for found in shard_chunks.parse_shard(storage.join(shards.folder, file.name), file, columns.read):

@@ -49,6 +49,13 @@ def test_without_the_truth_nothing_is_said_of_it():
     assert '<script>' not in block
 
 
+def test_whole_names_are_told_without_pointing():
+    """A phone has no pointer."""
+    _, block = marks(outcomes.outcome([1], [2], [0.5]))
+    told = re.findall('<p>(true|predicted): .*?<small class="faint">(.*?)</small>', block)
+    assert told == [('true', 'A / X / shoe &amp; co'), ('predicted', 'A / Y / RUG')]
+
+
 def test_no_mistake_is_told():
     found = outcomes.outcome([0], [0], [0.5])
     places = cards.most_confident_mistakes(found)

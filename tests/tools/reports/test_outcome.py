@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from pipeline.categories import Categories
@@ -25,6 +27,12 @@ def test_a_name_tells_id_and_path_when_pointed_at():
     assert found.name(1020) == '<span title="1020: A &gt; Y &gt; RUG">Y / RUG</span>'
     assert '<script>' not in found.name(1000)
     assert '&lt;script&gt;' in found.name(1000)
+
+
+def test_a_line_tells_the_path_where_the_name_does_not():
+    names = (('A', 'X', 'RUG'), ('HAT', 'HAT', 'HAT'), ('A', 'Z', 'CUP'), ('B', 'Z', 'CUP'))
+    found = dataclasses.replace(outcomes.outcome([0], [0], [0.5]), label_map=Categories(np.arange(4), names))
+    assert [found.place(number) for number in range(4)] == ['<small class="faint">A / X / RUG</small>', '', '', '']
 
 
 def test_what_is_not_known_is_not_right():

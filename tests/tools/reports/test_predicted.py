@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ensemble.logits import Rows
+from model import runs
 from pipeline import beam_job, dataset
 from pipeline.errors import InputError
 from pipeline.records import Product
@@ -86,10 +87,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def report(folder: Path, *runs: str, **options: str) -> dict[str, Section]:
+def report(folder: Path, *names: str, **options: str) -> dict[str, Section]:
     said = {'split': 'val', 'rule': 'product', 'solution': '', 'shards_dir': f'{folder}/shards'} | options
     found = predicted.sections(
-        beam_job.engine(ENGINE), [f'{folder}/{run}' for run in runs], output_dir=str(folder / 'out'), **said
+        beam_job.engine(ENGINE), [f'{folder}/{name}' for name in names], output_dir=str(folder / 'out'), **said
     )
     assert not list((folder / 'out').iterdir()), 'nothing is left behind'
     return {section.title: section for section in found}
@@ -196,16 +197,40 @@ def test_another_rule_is_looked_at_if_it_is_asked_for(folder):
     assert sorted(mistakes[:2]) == ['2', '7'], 'the rule product has 7 right'
 
 
-@pytest.mark.parametrize(
-    ('options', 'message'),
-    [
-        ({'rule': 'best'}, "unknown rule 'best'; the rules are mean, "),
-        ({'split': 'test'}, 'other/logits/test holds no'),
-    ],
-)
-def test_what_can_not_be_reported_on_is_one_line(folder, options, message):
-    with pytest.raises(InputError, match=message):
-        report(folder, 'other', **options)
+def test_an_unknown_rule_is_one_line(folder):
+    with pytest.raises(InputError, match="unknown rule 'best'; the rules are mean, "):
+        report(folder, 'other', rule='best')
+
+
+def test_a_run_without_logits_has_one_paragraph_that_says_how_to_make_them(folder):
+    found = report(folder, 'other', 'demo', split='test')
+    assert list(found) == ['Predictions']
+    assert found['Predictions'].blocks == [
+        f'<p>{folder}/other/logits/test/manifest.json: no such file, so {folder}/other/logits/test holds no finished '
+        'logits; make them: '
+        f'python -m model.predict --run_dir={folder}/other --split=test.</p>'
+    ]
+
+
+def test_a_run_still_in_training_is_not_sent_to_model_predict(folder):
+    runs.write_settings(str(folder / 'training'), {})
+    (block,) = report(folder, 'training')['Predictions'].blocks
+    assert 'its training is not finished; the same model.train command goes on with it.' in block
+    assert 'model.predict' not in block
+
+
+def test_logits_of_an_empty_split_are_none(folder):
+    stores.write(folder / 'empty' / 'logits' / 'val', [None], LABEL_MAP)
+    (block,) = report(folder, 'empty', 'demo')['Predictions'].blocks
+    assert 'holds no product, because the dataset has none in val; take another split.' in block
+
+
+def test_others_without_logits_are_left_out_and_it_is_told(folder):
+    found = report(folder, 'other', 'new', 'demo')
+    assert len(found) == 7
+    *_, told = found['Rules (Table I)'].blocks
+    assert f'Left out: {folder}/new/logits/val/manifest.json: no such file, so {folder}/new/logits/val holds no' in told
+    assert {row[0] for row in cells(found['Calibration'].blocks[-1])} == {'other', 'demo', 'demo, 2 views'}
 
 
 @browser.needed

@@ -7,6 +7,7 @@ import os
 import re
 
 import pytest
+from matplotlib.axes import Axes
 
 from model import runs
 from pipeline import manifest, worklog
@@ -56,6 +57,39 @@ def test_figure_3_marks_each_change_once_where_runs_have_the_same_plan_and_for_e
     drawn = training.sections([same[0], other], shards_dir='').curves.blocks[2]
     assert text(drawn).count('learning rate x 0.3') == 3
     assert text(drawn).count('all layers') == 2
+
+
+def plots(folders: list[str], monkeypatch: pytest.MonkeyPatch) -> list[Axes]:
+    """The plots of the sections: accuracy, loss, levels, speed."""
+    with monkeypatch.context() as patched:
+        found: list[Axes] = []
+        patched.setattr(page, 'figure', lambda drawn, *_, **__: found.append(drawn.axes[0]))
+        patched.setattr(page, 'side_by_side', lambda _: None)
+        training.sections(folders, shards_dir='')
+    return found
+
+
+def test_a_line_of_too_few_rows_has_its_rows_marked(tmp_path, monkeypatch):
+    """A line of one point can't be seen."""
+    for rows, marker in ((1, 'x'), (2, 'x'), (3, '')):
+        accuracy, loss, _, speed = plots([write_run(tmp_path / str(rows), rows=rows)], monkeypatch)
+        assert [axes.lines[0].get_marker() for axes in (accuracy, loss, speed)] == [marker] * 3
+
+
+def test_more_runs_than_colours_can_be_told_apart(tmp_path, monkeypatch):
+    folders = [write_run(tmp_path / f'run{number}', rows=3, decay_at=[]) for number in range(8)]
+    for axes in plots(folders, monkeypatch)[:2]:
+        for form in ('get_linestyle', 'get_marker'):
+            some = [line for line in axes.lines if getattr(line, form)() not in ('None', '')]
+            looks = {
+                (line.get_color(), getattr(line, form)()) for line in some if str(line.get_label()).startswith('run')
+            }
+            assert len(looks) == 8
+
+
+def test_what_all_runs_have_in_common_is_drawn_in_no_runs_colour(tmp_path, monkeypatch):
+    drawn = plots([write_run(tmp_path / 'one')], monkeypatch)[0]
+    assert {line.get_color() for line in drawn.lines if line.get_linestyle() == '--'} == {page.FAINT}
 
 
 def test_a_run_that_has_just_begun_has_nothing_to_draw(tmp_path):
