@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,8 +62,8 @@ class Outcome:
     def place(self, category_id: int) -> Markup | str:
         """A line under a category's name with its whole path, which a phone can't point at; '' if the name is all."""
         (label,) = self.label_map.labels(np.array([category_id])).tolist()
-        whole = path(self.label_map, label)
-        return page.note(whole) if whole != self.names[label] else ''
+        is_all = self.names[label] == _short(self.label_map.names[label])
+        return '' if is_all else page.note(path(self.label_map, label))
 
 
 def path(label_map: Categories, label: int) -> str:
@@ -74,7 +75,12 @@ def short_names(label_map: Categories) -> list[str]:
     """Of each category the name of its last level; where others share it, with those above, and at last its id."""
     found: list[str | None] = [None] * len(label_map)
     for depth in (2, 1, 0):
-        names = [' / '.join(dict.fromkeys(levels[depth:])) for levels in label_map.names]
+        names = [_short(levels[depth:]) for levels in label_map.names]
         counts = Counter(names)
         found = [one or (name if counts[name] == 1 else None) for one, name in zip(found, names, strict=True)]
     return [name or f'{names[label]} ({label_map.ids[label]})' for label, name in enumerate(found)]
+
+
+def _short(levels: Sequence[str]) -> str:
+    """Names of levels, where one repeats another once."""
+    return ' / '.join(dict.fromkeys(levels))

@@ -53,7 +53,7 @@ def test_whole_names_are_told_without_pointing():
     """A phone has no pointer."""
     _, block = marks(outcomes.outcome([1], [2], [0.5]))
     told = re.findall('<p>(true|predicted): .*?<small class="faint">(.*?)</small>', block)
-    assert told == [('true', 'A / X / shoe &amp; co'), ('predicted', 'A / Y / RUG')]
+    assert told == [('true', 'A &gt; X &gt; shoe &amp; co'), ('predicted', 'A &gt; Y &gt; RUG')]
 
 
 def test_no_mistake_is_told():

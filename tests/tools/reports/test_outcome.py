@@ -32,7 +32,8 @@ def test_a_name_tells_id_and_path_when_pointed_at():
 def test_a_line_tells_the_path_where_the_name_does_not():
     names = (('A', 'X', 'RUG'), ('HAT', 'HAT', 'HAT'), ('A', 'Z', 'CUP'), ('B', 'Z', 'CUP'))
     found = dataclasses.replace(outcomes.outcome([0], [0], [0.5]), label_map=Categories(np.arange(4), names))
-    assert [found.place(number) for number in range(4)] == ['<small class="faint">A / X / RUG</small>', '', '', '']
+    told = '<small class="faint">A &gt; X &gt; RUG</small>'
+    assert [found.place(number) for number in range(4)] == [told, '', '', '']
 
 
 def test_what_is_not_known_is_not_right():
