@@ -1,10 +1,9 @@
 """Reports on a run, as a page: `python -m tools.report --run_dir=runs/latest`
 
 The page is one file, report-val.html in the run's folder, which opens anywhere without a network: how the run was
-trained (the paper's Figure 3), all rules with intervals (its Table I), calibration, accuracy by category, number of pictures
-and level, the categories most often mistaken for one another, the most confident mistakes and the least certain
-products with their pictures, and what took how long. Runs whose folders follow are compared with it.
-Of a run without logits, as while it is in training, the page has what is known of its training, and says how to go on.
+trained (the paper's Figure 3), all rules with intervals (its Table I), calibration, accuracy by category, number of
+pictures and level, the categories most often mistaken for one another, the most confident mistakes and the least
+certain products with their pictures, and what took how long. Runs whose folders follow are compared with it.
 
 --table makes only Table I, printed and as table-val.md and table-val.csv: for each run, with each number of views of a
 picture of which it has logits (model.predict --tta=5), accuracy with a 95 % bootstrap interval, its difference to the
