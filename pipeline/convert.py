@@ -206,7 +206,13 @@ def _print_plan(job: plan.Job) -> None:
         print(f'{row} {total.shards:7,} {total.source_bytes / 1e6:10,.1f}')
     if planned.rejected:
         path = storage.join(job.output_dir, shards.REJECTED)
-        print(f'left out {planned.rejected:,} documents that can not be used, listed in {path}')
+        documents = '1 document' if planned.rejected == 1 else f'{planned.rejected:,} documents'
+        print(f'left out {documents} that can not be used, listed in {path}')
+    for path in planned.cut_off:
+        print(
+            f'warning: {path} ends in the middle of a document: whatever followed is missing and can not be counted; '
+            'get the file again'
+        )
 
 
 def _print_times(report: beam_job.Report, *, seconds: float, source_bytes: int) -> None:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import io
 import logging
 import os
 import re
@@ -30,7 +31,13 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
-from absl import flags
+try:
+    from absl import flags
+except ModuleNotFoundError as error:
+    sys.exit(
+        f'error: the packages are not installed in this Python (no module {error.name}); make setup, then '
+        'source .venv/bin/activate'
+    )
 
 from pipeline import help_text
 from pipeline.errors import InputError, TemporaryError, UsageError, with_remedy
@@ -123,6 +130,8 @@ def unknown_flag(name: str, known: Iterable[str]) -> flags.Error:
 
 def run(main: Callable[[list[str]], None]) -> NoReturn:
     """Runs a program's main on the command line and exits; what the user can mend is one line on stderr."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # in a file, too, what is printed stands before the error after it
+        sys.stdout.reconfigure(line_buffering=True)
     try:
         code = _run(main)
         sys.stdout.flush()

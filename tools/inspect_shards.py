@@ -11,11 +11,14 @@ With --grid=FILE.png it also draws some products (needs the extra `demo`); with 
 
 from __future__ import annotations
 
+from pipeline import program  # first: it quiets the logs of what is imported below
+
+# isort: split
 import time
 
 from absl import flags
 
-from pipeline import categories, manifest, program, split, storage
+from pipeline import categories, manifest, split, storage
 from pipeline.categories import Categories
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest
