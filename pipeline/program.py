@@ -97,6 +97,10 @@ def parse(
     except flags.UnrecognizedFlagError as error:
         raise unknown_flag(error.flagname, values) from None
     except flags.CantOpenFlagFileError as error:
+        opening = error.__context__
+        if isinstance(opening, FileNotFoundError) and not os.path.isabs(opening.filename):
+            rule = f'{opening.filename!r}: no such file in {os.getcwd()}'
+            raise InputError(f"--flagfile: {rule}; run it in the project's folder") from None
         reason = str(error).rpartition('flagfile: ')[2]
         raise InputError(f'--flagfile: {reason}; name a file that can be read') from None
     if values['help'].value:

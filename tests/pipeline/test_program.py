@@ -151,9 +151,13 @@ def test_an_error_of_the_program_itself_is_not_hidden():
         program.run(lambda _: raise_(ZeroDivisionError()))
 
 
-def test_a_flagfile_that_is_missing_is_bad_input(values):
-    with pytest.raises(InputError, match=r"^--flagfile: \[Errno 2\] .*: 'none.flags'; name a file that can be read$"):
+def test_a_flagfile_that_is_missing_is_bad_input(values, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rule = f"--flagfile: 'none.flags': no such file in {tmp_path}; run it in the project's folder"
+    with pytest.raises(InputError, match=f'^{re.escape(rule)}$'):
         parse(values, '--flagfile=none.flags')
+    with pytest.raises(InputError, match=r"^--flagfile: \[Errno 2\] .*: '/none.flags'; name a file that can be read$"):
+        parse(values, '--flagfile=/none.flags')
 
 
 def start(code: str, tmp_path: Path, *, output: str, unbuffered: str = '') -> subprocess.CompletedProcess[str]:
