@@ -12,8 +12,8 @@ from tests.model import tiny
 
 ROOT = Path(__file__).parents[1]
 SMALL = (
-    '--backbone=tiny', '--width=1', '--weights=none', '--image_size=32', '--micro_batch=8', '--accumulate=2', '--epochs=1',
-    '--epoch_images=64', '--decay_at=', '--unfreeze=all@0', '--strategy=one',
+    '--backbone=tiny', '--width=1', '--weights=none', '--image_size=32', '--micro_batch=8', '--accumulate=2',
+    '--epochs=1', '--epoch_images=64', '--decay_at=', '--unfreeze=all@0', '--strategy=one',
 )  # fmt: skip
 
 
