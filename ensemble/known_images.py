@@ -27,7 +27,7 @@ from typing import NamedTuple
 import apache_beam as beam
 import numpy as np
 
-from pipeline import beam_job, columns, manifest, progress, shard_chunks, storage
+from pipeline import beam_job, columns, commands, manifest, progress, shard_chunks, storage
 from pipeline.errors import InputError
 from pipeline.manifest import FileInfo
 
@@ -63,7 +63,7 @@ def check(shards_folder: str, *, digest: str) -> None:
     Raises:
         InputError: they aren't, or there are none.
     """
-    made = manifest.read(shards_folder, kind='shards', remedy='python -m pipeline.convert --runner=DirectRunner')
+    made = manifest.read(shards_folder, kind='shards', remedy=commands.convert(shards_folder))
     if made.digest() != digest:
         raise InputError(f'{shards_folder}: not the shards that the logits were made from; name those as --shards_dir')
 
@@ -99,7 +99,7 @@ def find(
     """
     if not sources or not set(sources) <= set(SOURCES) - {split}:
         raise ValueError(f'sources must be some of {SOURCES}, and not the split {split!r} itself, are {sources}')
-    made = manifest.read(shards_folder, kind='shards', remedy='python -m pipeline.convert --runner=DirectRunner')
+    made = manifest.read(shards_folder, kind='shards', remedy=commands.convert(shards_folder))
     asked = [file for file in made.of_split(split) if file.products]
     if not asked:
         raise InputError(f'{shards_folder}: holds no product of the split {split}; convert a catalogue that has some')

@@ -182,8 +182,13 @@ def read_manifest(folder: str, *, check_files: bool = True) -> Manifest:
         check_files: whether all listed files must be there in their lengths.
 
     Raises:
-        InputError: there is no finished store in the folder; names the command that makes it.
+        InputError: there is no finished store in the folder; names the command that makes it, or the stores in folders
+            of the folder.
     """
+    if not storage.exists(storage.join(folder, manifest_lib.NAME)):
+        stores = storage.folders_with(folder, manifest_lib.NAME)
+        if stores:
+            raise InputError(f'{folder}: is no store of logits; name one of its stores: {", ".join(stores[:5])}')
     return manifest_lib.read(folder, kind=KIND, remedy=logits_folder.command(folder), check_files=check_files)
 
 

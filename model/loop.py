@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import datetime
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -304,6 +305,9 @@ class Loop:
         def ask(number: int, frame: Any) -> None:
             if self._signal and number == signal.SIGINT:
                 raise KeyboardInterrupt
+            if not self._signal:
+                with contextlib.suppress(OSError):  # by os.write, as a print may be what was interrupted
+                    os.write(2, b'ending after this update, then saving\n')
             self._signal = number
 
         before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}

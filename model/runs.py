@@ -86,7 +86,11 @@ def read_settings(run_dir: str) -> dict[str, Any]:
     """
     path = storage.join(run_dir, SETTINGS_NAME)
     if not storage.exists(path):
-        raise InputError(f'{path}: no such file, so {run_dir} is no run; train one: python -m model.train --help')
+        found = storage.folders_with(os.path.dirname(os.path.normpath(run_dir)) or '.', SETTINGS_NAME)
+        others = f'; there are: {", ".join(found[:5])}' if found else ''
+        raise InputError(
+            f'{path}: no such file, so {run_dir} is no run; train one: python -m model.train --help{others}'
+        )
     with storage.open_read(path) as file:
         try:
             return json.loads(file.read())
@@ -153,9 +157,11 @@ def read_categories(run_dir: str, classifier: keras.Model) -> Categories:
     return label_map
 
 
-def point_latest(run_dir: str) -> None:
-    """Makes runs/latest, beside the run, point to it."""
+def point_latest(run_dir: str) -> str:
+    """Makes runs/latest, beside the run, point to it; gives the path of the link."""
     parent, name = os.path.split(os.path.realpath(run_dir))
     temporary = os.path.join(parent, f'.tmp-{uuid.uuid4().hex}')
     os.symlink(name, temporary)
     os.replace(temporary, os.path.join(parent, LATEST))
+    beside = os.path.dirname(os.path.normpath(run_dir))  # as it was typed, unless the run's folder is a link elsewhere
+    return os.path.join(beside if os.path.realpath(beside) == parent else parent, LATEST)

@@ -203,7 +203,9 @@ def main(argv: list[str]) -> None:
         for name in PREDICT.value:
             options = inference.Options(split=name, batch_size=batch_size)
             inference.predict_split(model, shards, options, run_dir=RUN_DIR.value)
-    runs.point_latest(RUN_DIR.value)
+    latest = runs.point_latest(RUN_DIR.value)
+    if latest != os.path.normpath(RUN_DIR.value):
+        print(f'{latest} is now {RUN_DIR.value}')
     logits = f'logits of {" and ".join(PREDICT.value)}' if PREDICT.value else 'no logits'
     program.last_line(
         f'wrote {RUN_DIR.value}: {runs.MODEL_NAME}, history.csv and {logits}, in {time.monotonic() - started:.0f} s',

@@ -267,7 +267,9 @@ def _refuse_unknown(argv: list[str], own: Iterable[str]) -> None:
     known = options.get_all_options(retain_unknown_options=False)
     for name in options.get_all_options(retain_unknown_options=True):
         if name not in known:
-            raise program.unknown_flag(name, [*own, *known])
+            typed = [word.lstrip('-').partition('=')[0] for word in argv]
+            as_typed = [word for word in typed if word.replace('-', '_') == name]
+            raise program.unknown_flag([*as_typed, name][0], [*own, *known])
     for before, word in zip(['', *argv], argv, strict=False):
         if not word.startswith('-') and (not before.startswith('-') or '=' in before):
             raise flags.Error(f'unexpected argument {word!r}: every option is written --name=value')

@@ -32,6 +32,7 @@ WINDOW = 2 * MAX_DOCUMENT_BYTES  # bytes indexed at a time
 # After damage, then twice as many each time: where a file is damaged all through, no whole window is spent on each.
 FIRST_WINDOW = 2**16
 ID_TYPES = b'\x01\x10\x12'  # BSON's double, int32, int64
+CUT_OFF = 'the file is cut off'  # how the reason begins of a document that goes on after the file's end
 
 MAX_SEGMENTS = 16  # of a JPEG before its frame header that are followed for many pictures at once; Kaggle's have 3
 IS_FRAME_MARKER = np.zeros(2**16, bool)
@@ -60,6 +61,11 @@ class Damage:
     def error(self, path: str) -> CatalogueError:
         """As the error of a file."""
         return CatalogueError(f'{path}: byte {self.offset}: {self.reason}; {self.remedy}')
+
+    def is_cut_off(self, size: int) -> bool:
+        """Whether a file of `size` bytes ends within this document; what followed it is missing."""
+        # Fewer than 4 bytes don't even hold a length, so their reason is another one.
+        return self.offset + self.length == size and (self.length < 4 or self.reason.startswith(CUT_OFF))
 
 
 @dataclass(frozen=True)
@@ -312,7 +318,7 @@ def _decoded(data: bytes | memoryview, *, with_category: bool) -> _Document:
     if len(data) < 4 or not _plausible(length):
         raise _BrokenError(f'not a BSON document (its length reads {length})')
     if len(data) < length:
-        rule = f'the file is cut off: this document has {length} bytes, {len(data)} are there'
+        rule = f'{CUT_OFF}: this document has {length} bytes, {len(data)} are there'
         raise _BrokenError(rule, 'get the file again')
     try:
         fields: dict[str, Any] = bson.decode(data)

@@ -25,7 +25,7 @@ import apache_beam as beam
 import numpy as np
 from absl import flags
 
-from pipeline import beam_job, categories, journal, manifest, plan, progress, shards, storage, worklog
+from pipeline import beam_job, categories, commands, journal, manifest, plan, progress, shards, storage, worklog
 from pipeline.errors import CatalogueError, InputError
 
 FLAGS = program.flag_values()
@@ -105,10 +105,9 @@ def main(argv: list[str]) -> None:
     made = manifest.read(job.output_dir, kind='shards', remedy='run pipeline.convert again')
     journal.remove_stale(job.output_dir, made)
     _log(made, report, seconds=time.time() - started, source_bytes=source_bytes)
-    elsewhere = () if job.output_dir == OUTPUT_DIR.default else (f'--shards_dir={job.output_dir}',)
     program.last_line(
         f'wrote {job.output_dir}: {len(made.files)} shards and {manifest.NAME}',
-        then=program.command('model.train', '--flagfile=noaug.flags', *elsewhere),
+        then=commands.train(job.output_dir, pictures=made.images('train')),
     )
 
 
@@ -206,7 +205,13 @@ def _print_plan(job: plan.Job) -> None:
         print(f'{row} {total.shards:7,} {total.source_bytes / 1e6:10,.1f}')
     if planned.rejected:
         path = storage.join(job.output_dir, shards.REJECTED)
-        print(f'left out {planned.rejected:,} documents that can not be used, listed in {path}')
+        documents = '1 document' if planned.rejected == 1 else f'{planned.rejected:,} documents'
+        print(f'left out {documents} that can not be used, listed in {path}')
+    for path in planned.cut_off:
+        print(
+            f'warning: {path} ends in the middle of a document: whatever followed is missing and can not be counted; '
+            'get the file again'
+        )
 
 
 def _print_times(report: beam_job.Report, *, seconds: float, source_bytes: int) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipeline import augment, categories, feed, hashing, manifest
+from pipeline import augment, categories, commands, feed, hashing, manifest
 from pipeline.errors import InputError
 from pipeline.pictures import SHAPE
 
@@ -49,7 +49,7 @@ def open_shards(folder: str) -> Shards:
     Raises:
         InputError: the folder holds no finished shards.
     """
-    made = manifest.read(folder, kind='shards', remedy='python -m pipeline.convert --runner=DirectRunner')
+    made = manifest.read(folder, kind='shards', remedy=commands.convert(folder))
     return Shards(folder, made, categories.read(folder))
 
 

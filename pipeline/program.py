@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import io
 import logging
 import os
 import re
@@ -30,7 +31,13 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
-from absl import flags
+try:
+    from absl import flags
+except ModuleNotFoundError as error:
+    sys.exit(
+        f'error: the packages are not installed in this Python (no module {error.name}); make setup, then '
+        'source .venv/bin/activate'
+    )
 
 from pipeline import help_text
 from pipeline.errors import InputError, TemporaryError, UsageError, with_remedy
@@ -90,6 +97,10 @@ def parse(
     except flags.UnrecognizedFlagError as error:
         raise unknown_flag(error.flagname, values) from None
     except flags.CantOpenFlagFileError as error:
+        opening = error.__context__
+        if isinstance(opening, FileNotFoundError) and not os.path.isabs(opening.filename):
+            rule = f'{opening.filename!r}: no such file in {os.getcwd()}'
+            raise InputError(f"--flagfile: {rule}; run it in the project's folder") from None
         reason = str(error).rpartition('flagfile: ')[2]
         raise InputError(f'--flagfile: {reason}; name a file that can be read') from None
     if values['help'].value:
@@ -123,6 +134,8 @@ def unknown_flag(name: str, known: Iterable[str]) -> flags.Error:
 
 def run(main: Callable[[list[str]], None]) -> NoReturn:
     """Runs a program's main on the command line and exits; what the user can mend is one line on stderr."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # in a file, too, what is printed stands before the error after it
+        sys.stdout.reconfigure(line_buffering=True)
     try:
         code = _run(main)
         sys.stdout.flush()

@@ -33,10 +33,12 @@ class Plan:
     Attributes:
         totals: of train, val and test, but for splits without products.
         rejected: documents left out.
+        cut_off: paths of the sources that end in the middle of a document.
     """
 
     totals: tuple[plan.Total, ...]
     rejected: int
+    cut_off: tuple[str, ...] = ()
 
     @property
     def shards(self) -> int:
@@ -84,7 +86,12 @@ def begin(job: plan.Job, totals: list[plan.Total], rejected: list[plan.Rejected]
     Raises:
         InputError: too many documents were rejected, or none is left to train on.
     """
-    made = Plan(tuple(sorted(totals, key=lambda total: split.SPLITS.index(total.split))), len(rejected))
+    cut_off = {one.source for one in rejected if one.damage.is_cut_off(job.sources[one.source]['bytes'])}
+    made = Plan(
+        tuple(sorted(totals, key=lambda total: split.SPLITS.index(total.split))),
+        len(rejected),
+        tuple(job.source(source) for source in sorted(cut_off)),
+    )
     documents = sum(total.products for total in totals) + len(rejected)
     path = storage.join(job.output_dir, REJECTED)
     if rejected:
@@ -144,7 +151,8 @@ def read_plan(job: plan.Job) -> Plan:
     """The plan of the conversion that is under way."""
     with storage.open_read(_in_journal(PLAN, job)) as file:
         noted = json.loads(file.read())
-    return Plan(tuple(plan.Total(**total) for total in noted['totals']), noted['rejected'])
+    totals = tuple(plan.Total(**total) for total in noted['totals'])
+    return Plan(totals, noted['rejected'], tuple(noted['cut_off']))
 
 
 def forget_plan(job: plan.Job) -> None:

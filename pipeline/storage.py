@@ -133,6 +133,15 @@ def list_names(folder: str) -> list[str]:
     return sorted(remote.list_names(folder) if is_remote(folder) else os.listdir(folder))
 
 
+def folders_with(folder: str, name: str) -> list[str]:
+    """The folders in a folder that hold a file of this name, sorted; [] if there is no such folder."""
+    try:
+        paths = [join(folder, found) for found in list_names(folder)]
+    except NotADirectoryError:
+        return []
+    return [path for path in paths if exists(join(path, name))]
+
+
 def make_folder(path: str) -> None:
     """Makes a folder and its parents; no error if it stands already."""
     if is_remote(path):

@@ -12,8 +12,8 @@ from tests.model import tiny
 
 ROOT = Path(__file__).parents[1]
 SMALL = (
-    '--backbone=tiny', '--weights=none', '--image_size=32', '--micro_batch=8', '--accumulate=2', '--epochs=1',
-    '--epoch_images=64', '--decay_at=', '--unfreeze=all@0', '--strategy=one',
+    '--backbone=tiny', '--width=1', '--weights=none', '--image_size=32', '--micro_batch=8', '--accumulate=2',
+    '--epochs=1', '--epoch_images=64', '--decay_at=', '--unfreeze=all@0', '--strategy=one',
 )  # fmt: skip
 
 
@@ -21,7 +21,7 @@ SMALL = (
 def follow(tmp_path, monkeypatch, capsys):
     """Runs a command, with flags added that only make it quicker; gives the command that its last line names."""
     monkeypatch.chdir(tmp_path)
-    shutil.copy(ROOT / 'noaug.flags', tmp_path)
+    shutil.copy(ROOT / 'demo.flags', tmp_path)
     with tiny.known():
 
         def run(command: str, *more: str) -> str:
@@ -38,7 +38,7 @@ def test_the_last_lines_lead_from_a_catalogue_to_a_submission(follow, tmp_path):
     assert made == 'python -m pipeline.convert --runner=DirectRunner'
     assert follow(f'{made} --plan_only', '--runner=FnApiRunner') == f'{made} --runner=FnApiRunner --noplan_only'
     converted = follow(made, '--runner=FnApiRunner')
-    assert converted == 'python -m model.train --flagfile=noaug.flags'
+    assert converted == 'python -m model.train --flagfile=demo.flags'
     assert follow('python -m tools.inspect_shards') == converted
     assert follow('python -m tools.browse_shards').startswith('python -m ')
     trained = follow(converted, *SMALL)

@@ -22,7 +22,7 @@ import os
 import numpy as np
 from absl import flags
 
-from pipeline import categories, manifest, storage
+from pipeline import categories, commands, manifest, storage
 from pipeline.errors import InputError
 from pipeline.progress import Standing, watched
 from tools import page
@@ -52,8 +52,6 @@ SEED = flags.DEFINE_integer(
     'seed', 0, 'Decides which products and categories are shown.', lower_bound=0, flag_values=FLAGS
 )
 
-REMEDY = 'python -m pipeline.convert --runner=DirectRunner'
-
 
 def main(argv: list[str]) -> None:
     """Writes the page that the flags ask for."""
@@ -77,18 +75,17 @@ def main(argv: list[str]) -> None:
     products, pictures = len(dataset.scan.product_id), len(dataset.scan.md5)
     said = f'{products:,} products, {pictures:,} pictures, {len(dataset.label_map):,} categories'
     page.write(path, f'Shards in {dataset.folder}', said, sections)
-    elsewhere = () if dataset.folder == SHARDS_DIR.default else (f'--shards_dir={dataset.folder}',)
     program.last_line(
         f'wrote {path} ({storage.size(path) / 1e6:.1f} MB): {said}, a page to open in a browser',
-        then=program.command('model.train', '--flagfile=noaug.flags', *elsewhere),
+        then=commands.train(dataset.folder, pictures=dataset.made.images('train')),
     )
 
 
 def _read(folder: str) -> Dataset:
     """Reads the dataset, once it is certain that what the flags ask for can be shown."""
-    made = manifest.read(folder, kind='shards', remedy=REMEDY)
+    made = manifest.read(folder, kind='shards', remedy=commands.convert(folder))
     if not any(file.images for file in made.files):
-        raise InputError(f'{folder}: holds no picture; convert a catalogue that has some: {REMEDY}')
+        raise InputError(f'{folder}: holds no picture; convert a catalogue that has some: {commands.convert(folder)}')
     label_map = categories.read(folder)
     unknown = [number for number in CATEGORY_ID.value if number not in label_map.ids]
     if unknown:

@@ -13,6 +13,7 @@ from pipeline import program  # first: it quiets the logs of what is imported be
 # isort: split
 import io
 import json
+import os
 import sys
 import warnings
 
@@ -83,6 +84,8 @@ def read_picture(path: str) -> np.ndarray:
     Raises:
         InputError: there is no such file, or it can't be decoded.
     """
+    if not (storage.is_remote(path) or os.path.isabs(path) or storage.exists(path)):
+        raise InputError(f'{path}: no such file in {os.getcwd()}')
     with storage.open_read(path) as file:
         data = file.read()
     if not data.startswith(pictures.JPEG):

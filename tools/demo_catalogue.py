@@ -13,6 +13,9 @@ Needs: pip install -c constraints.txt -e '.[demo]'
 
 from __future__ import annotations
 
+from pipeline import program  # first: it quiets the logs of what is imported below
+
+# isort: split
 import csv
 import io
 import json
@@ -26,7 +29,7 @@ import bson
 import numpy as np
 from absl import flags
 
-from pipeline import program, storage
+from pipeline import storage
 from pipeline.errors import UsageError
 from tools import emoji_sources, kaggle
 from tools.emoji_sources import Drawing, Emoji

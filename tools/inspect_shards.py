@@ -11,11 +11,14 @@ With --grid=FILE.png it also draws some products (needs the extra `demo`); with 
 
 from __future__ import annotations
 
+from pipeline import program  # first: it quiets the logs of what is imported below
+
+# isort: split
 import time
 
 from absl import flags
 
-from pipeline import categories, manifest, program, split, storage
+from pipeline import categories, commands, manifest, split, storage
 from pipeline.categories import Categories
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest
@@ -38,8 +41,6 @@ SPLIT = flags.DEFINE_enum(
 )
 SEED = flags.DEFINE_integer('seed', 0, 'Decides which products the grid shows.', lower_bound=0, flag_values=FLAGS)
 
-REMEDY = 'python -m pipeline.convert --runner=DirectRunner'
-
 
 def main(argv: list[str]) -> None:
     """Checks and draws what the flags say."""
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> None:
     if GRID.value:
         shard_grid.require_pillow()
     folder = SHARDS_DIR.value
-    made = manifest.read(folder, kind='shards', remedy=REMEDY, check_files=not VERIFY.value)
+    made = manifest.read(folder, kind='shards', remedy=commands.convert(folder), check_files=not VERIFY.value)
     label_map = categories.read(folder)
     if VERIFY.value:
         verify(folder, made, label_map)
@@ -58,8 +59,7 @@ def main(argv: list[str]) -> None:
         drawn = draw(folder, made, label_map, path=GRID.value)
         state = 'is sound' if VERIFY.value else 'was not checked'
         done = f'wrote {GRID.value}: {drawn} products of {folder}, which {state}'
-    elsewhere = () if folder == SHARDS_DIR.default else (f'--shards_dir={folder}',)
-    program.last_line(done, then=program.command('model.train', '--flagfile=noaug.flags', *elsewhere))
+    program.last_line(done, then=commands.train(folder, pictures=made.images('train')))
 
 
 def verify(folder: str, made: Manifest, label_map: Categories) -> None:
@@ -83,7 +83,7 @@ def verify(folder: str, made: Manifest, label_map: Categories) -> None:
         for rule in report.unchecked:
             print(f'not checked, because records are missing: {rule}')
         count = '1 rule is' if problems.total == 1 else f'{problems.total:,} rules are'
-        raise InputError(f'{folder}: {count} broken, named above; make the shards again: {REMEDY}')
+        raise InputError(f'{folder}: {count} broken, named above; make the shards again: {commands.convert(folder)}')
 
 
 def table(report: Report, made: Manifest) -> list[str]:

@@ -15,6 +15,9 @@ Needs: pip install -c constraints.txt -e '.[demo]'
 
 from __future__ import annotations
 
+from pipeline import program  # first: it quiets the logs of what is imported below
+
+# isort: split
 import contextlib
 import json
 import time
@@ -24,7 +27,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from pipeline import categories, program, progress, storage, tables
+from pipeline import categories, progress, storage, tables
 from tools import kaggle, synthetic_draws
 
 FLAGS = program.flag_values()

@@ -177,6 +177,7 @@ def test_several_processes_give_the_same_submission(run_dir: Path) -> None:
         (['--rule=best'], 'test', "unknown rule 'best'; the rules are mean, product, rms, median, power, max, first"),
         (['--rule=power', '--power=0'], 'test', 'power must be from 0.001 to 1000, is 0'),
         ([], 'test-tta5', r'holds no finished logits; make them: .* --run_dir=\S+/demo --split=test --tta=5$'),
+        ([], '', r'demo/logits: is no store of logits; name one of its stores: \S+/logits/test, \S+/logits/val$'),
         (['--rule=all'], 'test', '--rule all needs labels.*--solution=data/solution.csv'),
         (['--solution=x.csv'], 'val', r'--solution=x\.csv is for the test set, these logits are of val; leave it out'),
         (['--solution=none.csv'], 'test', 'none.csv: no such file'),

@@ -121,6 +121,7 @@ def test_sigterm_saves_within_an_update_and_exits_0(shards, undisturbed, tmp_pat
     for moment, step in moments:
         done = stopped('TERM', moment, args)
         assert done.returncode == 0, done.stderr
+        assert done.stderr.splitlines().count('ending after this update, then saving') == 1
         path = str(tmp_path / 'run' / 'checkpoints' / f'step-{step:09d}.npz')
         assert done.stdout.splitlines()[-1].startswith(f'wrote {path}: ended as asked; next: python -m model.train --')
         assert sorted(os.listdir(tmp_path / 'run' / 'checkpoints'))[-1] == os.path.basename(path)

@@ -45,6 +45,15 @@ def test_what_is_no_run_or_not_finished_is_refused(tmp_path):
         runs.load_model(str(tmp_path))
 
 
+@pytest.mark.parametrize(('count', 'told'), [(0, ''), (2, '; there are: {0}/run0, {0}/run1'), (7, 'run3, {0}/run4')])
+def test_where_there_is_no_run_some_beside_it_are_named(tmp_path, count, told):
+    (tmp_path / 'no-run').mkdir()
+    for number in range(count):
+        runs.write_settings(str(tmp_path / f'run{number}'), SETTINGS)
+    with pytest.raises(InputError, match=f'{told.format(tmp_path) or "--help"}$'):
+        runs.read_settings(f'{tmp_path}/latset/')
+
+
 def test_a_finished_model_comes_back(tmp_path):
     runs.write_settings(str(tmp_path), SETTINGS)
     image = keras.Input([2, 2, 3])
@@ -56,7 +65,7 @@ def test_a_finished_model_comes_back(tmp_path):
 def test_latest_points_to_the_run_finished_last(tmp_path):
     for name in ('one', 'two'):
         (tmp_path / 'runs' / name).mkdir(parents=True)
-        runs.point_latest(str(tmp_path / 'runs' / name))
+        assert runs.point_latest(str(tmp_path / 'runs' / name)) == str(tmp_path / 'runs' / 'latest')
         assert os.readlink(tmp_path / 'runs' / 'latest') == name
     assert sorted(os.listdir(tmp_path / 'runs')) == ['latest', 'one', 'two']
 

@@ -107,7 +107,13 @@ def test_a_finished_run_is_left_as_it_is(run, shards_dir, capsys):
     before = {path: path.stat().st_mtime_ns for path in run.rglob('*') if path.is_file()}
     train.main(arguments(shards_dir, run, '--epochs=2', '--decay_at=0.7,1', '--unfreeze=head@0,all@1'))
     assert {path: path.stat().st_mtime_ns for path in run.rglob('*') if path.is_file()} == before
-    assert 'training is finished already; give another --run_dir to train again' in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()
+    assert any('training is finished already; give another --run_dir to train again' in line for line in said)
+    assert said[-2] == f'{run.parent}/latest is now {run}'
+    train.main(
+        arguments(shards_dir, run.parent / 'latest', '--epochs=2', '--decay_at=0.7,1', '--unfreeze=head@0,all@1')
+    )
+    assert ' is now ' not in capsys.readouterr().out, 'by the link itself there is nothing to tell'
 
 
 def test_a_run_has_the_categories_of_its_shards_and_gets_them_again_when_it_lacks_them(run, shards_dir):

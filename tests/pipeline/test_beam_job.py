@@ -40,6 +40,8 @@ def test_every_local_runner_runs_the_steps(tmp_path: Path, argv):
         (['--shard_md=1'], 'unknown flag --shard_md, perhaps --shard_mb is meant'),
         (['--shard_md', '1'], 'unknown flag --shard_md, perhaps --shard_mb is meant'),
         (['--direct_num_worker=2'], 'unknown flag --direct_num_worker, perhaps --direct_num_workers is meant'),
+        (['--shard-mb=1'], 'unknown flag --shard-mb, perhaps --shard_mb is meant'),
+        (['--shard-mb', '1'], 'unknown flag --shard-mb, perhaps --shard_mb is meant'),
         (['--qqqq=2'], 'unknown flag --qqqq'),
         (['--direct_num_workers=x'], "argument --direct_num_workers: invalid int value: 'x'"),
         (['word'], "unexpected argument 'word': every option is written --name=value"),

@@ -230,7 +230,7 @@ def test_the_summary_counts_and_names_the_next_command(source, tmp_path, capsys)
         ['val', '4', pictures['val'], '4', '1'],
         ['test', '12', pictures['test'], 'unknown', '1'],
     ]
-    command = 'python -m model.train --flagfile=noaug.flags'
+    command = 'python -m model.train --flagfile=demo.flags'
     assert re.fullmatch(rf'wrote (\S+): 3 shards and manifest.json; next: {command} --shards_dir=\1', said[-1])
 
 

@@ -358,7 +358,7 @@ def test_a_folder_without_shards_names_the_command_to_run(tmp_path, made):
         write_shards(folder, train=1)
         (folder / 'manifest.json').unlink()
     rule = f'{folder}/manifest.json: no such file, so {folder} holds no finished shards'
-    remedy = 'make them: python -m pipeline.convert --runner=DirectRunner'
+    remedy = f'make them: python -m pipeline.convert --runner=DirectRunner --output_dir={folder}'
     with pytest.raises(InputError, match=f'^{re.escape(f"{rule}; {remedy}")}$'):
         dataset.open_shards(str(folder))
 

@@ -151,9 +151,13 @@ def test_an_error_of_the_program_itself_is_not_hidden():
         program.run(lambda _: raise_(ZeroDivisionError()))
 
 
-def test_a_flagfile_that_is_missing_is_bad_input(values):
-    with pytest.raises(InputError, match=r"^--flagfile: \[Errno 2\] .*: 'none.flags'; name a file that can be read$"):
+def test_a_flagfile_that_is_missing_is_bad_input(values, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rule = f"--flagfile: 'none.flags': no such file in {tmp_path}; run it in the project's folder"
+    with pytest.raises(InputError, match=f'^{re.escape(rule)}$'):
         parse(values, '--flagfile=none.flags')
+    with pytest.raises(InputError, match=r"^--flagfile: \[Errno 2\] .*: '/none.flags'; name a file that can be read$"):
+        parse(values, '--flagfile=/none.flags')
 
 
 def start(code: str, tmp_path: Path, *, output: str, unbuffered: str = '') -> subprocess.CompletedProcess[str]:
@@ -181,3 +185,34 @@ def test_output_that_can_not_be_written_is_one_line(tmp_path, code, unbuffered):
         1,
         'error: [Errno 28] No space left on device; free some space and give the same command again\n',
     )
+
+
+def test_without_the_packages_it_is_one_line_in_every_program(tmp_path):
+    """As in a Python outside of the virtual environment."""
+    (tmp_path / 'absl').mkdir()
+    (tmp_path / 'absl' / '__init__.py').write_text("raise ModuleNotFoundError('No module named absl', name='absl')")
+    root = Path(__file__).parents[2]
+    for path in root.glob('*/*.py'):
+        if 'program.run(main)' not in path.read_text() or path.name == 'program.py':
+            continue
+        module = '.'.join(path.relative_to(root).with_suffix('').parts)
+        done = subprocess.run(
+            [sys.executable, '-m', module], cwd=root, env={'PYTHONPATH': str(tmp_path)}, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (
+            1,
+            '',
+            'error: the packages are not installed in this Python (no module absl); make setup, then source '
+            '.venv/bin/activate\n',
+        ), module
+
+
+def test_in_a_file_what_is_printed_stands_before_the_error(tmp_path):
+    start('raise program.InputError(print("found this") or "named above")', tmp_path, output=f'> {tmp_path}/log 2>&1')
+    assert (tmp_path / 'log').read_text() == 'found this\nerror: named above\n'
+    start(
+        'import sys; print("one"); print("two", file=sys.stderr); print("three")',
+        tmp_path,
+        output=f'> {tmp_path}/log 2>&1',
+    )
+    assert (tmp_path / 'log').read_text() == 'one\ntwo\nthree\n'

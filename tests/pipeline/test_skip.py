@@ -171,6 +171,34 @@ def test_a_region_that_may_have_been_many_documents_is_held_to_the_bytes(tmp_pat
     assert len(lines(tmp_path / 'shards')) == 1
 
 
+@pytest.mark.parametrize('left', [-1, 1000, 4, 3, 0])
+def test_a_file_that_ends_in_the_middle_of_a_document_is_told_of_in_a_line_of_its_own(tmp_path, capsys, left):
+    """What followed isn't there to be counted; -1: all but the last byte, 0: nothing is missing."""
+    whole = b''.join(document(number) for number in range(20))
+    source = write_source(tmp_path / 'data', {'train.bson': whole + document(20)[:left]})
+    for words in (['--plan_only'], []):
+        run(source, tmp_path / 'shards', '--on_error=skip', '--max_rejected=0.5', *words)
+        said = capsys.readouterr().out
+        told = [
+            f'left out 1 document that can not be used, listed in {tmp_path}/shards/rejected.jsonl',
+            f'warning: {source}/train.bson ends in the middle of a document: whatever followed is missing and can not '
+            'be counted; get the file again',
+        ]
+        assert [line for line in said.splitlines() if line.startswith(('left out', 'warning'))] == (
+            told if left else []
+        )
+
+
+def test_a_document_that_is_damaged_elsewhere_is_no_end_of_its_file(tmp_path, capsys):
+    """Its length reaches beyond the file's end, but another document follows; the last one holds no pictures."""
+    files = [document(0), struct.pack('<i', 10**6) + document(1)[4:], document(2), with_pictures()(document(3))]
+    source = write_source(tmp_path / 'data', {'train.bson': b''.join(files)})
+    run(source, tmp_path / 'shards', '--on_error=skip', '--max_rejected=0.9')
+    said = capsys.readouterr().out
+    assert [row['reason'][:15] for row in lines(tmp_path / 'shards')] == ['the file is cut', 'product 3 has n']
+    assert 'left out 2 documents' in said and 'warning' not in said
+
+
 @pytest.mark.parametrize(('share', 'fits'), [('0.1', True), ('0.0999', False), ('0', False), ('1', True)])
 def test_as_many_are_left_out_as_are_allowed(clean, tmp_path, monkeypatch, capsys, share, fits):
     """10 of 100."""

@@ -356,7 +356,7 @@ def test_the_same_seed_gives_the_same_page_and_another_seed_other_samples(tmp_pa
     said = '35 products, 70 pictures, 7 categories, a page to open in a browser'
     out = capsys.readouterr().out
     assert out.splitlines()[-1].startswith(f'wrote {path} ({size}): {said}; next: ')
-    assert following(out) == f'python -m model.train --flagfile=noaug.flags --shards_dir={tmp_path}'
+    assert following(out) == f'python -m model.train --flagfile=demo.flags --shards_dir={tmp_path}'
 
 
 def test_the_progress_of_comparing_is_shown(tmp_path, monkeypatch, capsys):

@@ -190,10 +190,13 @@ def test_a_file_that_can_not_be_decoded_is_an_error(tmp_path, data, message):
     assert '\n' not in str(error.value)
 
 
-def test_a_missing_file_is_an_error_before_the_model_is_loaded(tmp_path, front):
+def test_a_missing_file_is_an_error_before_the_model_is_loaded(tmp_path, front, monkeypatch):
     for path in (tmp_path / 'nothing.jpg', tmp_path):
         with pytest.raises(InputError, match=f'^{re.escape(str(path))}: no such file$'):
             classify.main(['classify', '--run_dir=nowhere', str(front), str(path)])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f'^nothing.jpg: no such file in {re.escape(str(tmp_path))}$'):
+        classify.main(['classify', '--run_dir=nowhere', str(front), 'nothing.jpg'])
 
 
 @pytest.mark.parametrize('count', [0, 5])

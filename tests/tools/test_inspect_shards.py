@@ -396,7 +396,7 @@ def test_sound_shards_pass(sound, capsys):
     assert said[4].endswith('25.0 %   25.0 %   25.0 %   25.0 %')
     assert (
         said[-1]
-        == f'checked {sound}: it is sound; next: python -m model.train --flagfile=noaug.flags --shards_dir={sound}'
+        == f'checked {sound}: it is sound; next: python -m model.train --flagfile=demo.flags --shards_dir={sound}'
     )
 
 
@@ -523,7 +523,7 @@ def test_the_same_seed_gives_the_same_file_and_another_seed_others(sound, tmp_pa
         inspect(sound, f'--grid={tmp_path}/{name}.png', '--grid_products=7', f'--seed={seed}', '--noverify')
     assert capsys.readouterr().out.splitlines()[:1] == [
         f'wrote {tmp_path}/first.png: 7 products of {sound}, which was not checked; '
-        f'next: python -m model.train --flagfile=noaug.flags --shards_dir={sound}',
+        f'next: python -m model.train --flagfile=demo.flags --shards_dir={sound}',
     ]
     first, second, other = ((tmp_path / f'{name}.png').read_bytes() for name in ('first', 'second', 'other'))
     assert first == second != other
@@ -625,7 +625,7 @@ def test_the_command_works_as_typed_and_needs_no_tensorflow(shards, tmp_path):
     assert done.returncode == 0
     assert (
         done.stdout.splitlines()[-1]
-        == 'checked data/shards: it is sound; next: python -m model.train --flagfile=noaug.flags'
+        == 'checked data/shards: it is sound; next: python -m model.train --flagfile=demo.flags'
     )
     missing(tmp_path / 'data' / 'shards')
     done = start(tmp_path)
