@@ -19,7 +19,9 @@ import numpy as np
 import tensorflow as tf
 
 from ensemble import logits, logits_folder
+from model import runs
 from model.accumulate import AccumulatingModel
+from model.inputs import Inputs
 from pipeline import categories, dataset, journal, manifest, progress, storage, worklog
 from pipeline.augment import Augmentation
 from pipeline.categories import Categories
@@ -86,6 +88,10 @@ def predict_split(model: AccumulatingModel, shards: Shards, options: Options, *,
         'top_k': options.top_k,
         'weights_digest': weights_digest(model.classifier),
         'dataset_digest': shards.manifest.digest(),
+        'pictures': model.inputs_of_row.pictures,
+        'fewer_pictures': model.inputs_of_row.fewer,
+        'dataset_products': shards.manifest.products(options.split),
+        'order_seed': shards.manifest.about['seed'],
     }
     # How a device adds up may hang on how many views it takes at a time. That is no reason to do a finished store anew.
     views = options.batch_size // tf.distribute.get_strategy().num_replicas_in_sync
@@ -165,15 +171,18 @@ def _predict(
     """Predicts the shards that aren't kept, and notes each as soon as it is finished."""
     started, made = time.monotonic(), []
     forward = step(model, plain=options.tta == 1)
-    total = shards.manifest.images(options.split) * options.tta
+    products = model.inputs_of_row.products
+    total = dataset.rows(shards, options.split, products) * options.tta
     done = sum(file.images for file in kept.values())
-    unit = 'images' if options.tta == 1 else 'views'
+    unit = model.inputs_of_row.unit if options.tta == 1 else 'views'
     # What is kept counts as done, but not for the rate.
     with progress.Progress(total=total, initial=done, label=f'predict {options.split}', unit=unit) as bar:
         for file in shards.manifest.of_split(options.split):
             info = kept.get(file.name)
             if not info:
-                views = dataset.views(shards, file, batch_size=options.batch_size, tta=options.tta, seed=options.seed)
+                views = dataset.views(
+                    shards, file, batch_size=options.batch_size, tta=options.tta, seed=options.seed, products=products
+                )
                 rows = _rows(forward, views, bar)
                 info = logits.write_shard(folder, file.name, rows, split=options.split, top_k=options.top_k)
                 journal.note(folder, info, identity=identity)
@@ -200,21 +209,40 @@ def weights_digest(classifier: keras.Model) -> str:
     return digest.hexdigest()
 
 
+def load(run_dir: str, *, best: bool = False, micro_batch: int) -> AccumulatingModel:
+    """A finished run's model, the last or the one with the best validation accuracy.
+
+    Args:
+        run_dir: the run's folder.
+        best: which of the two.
+        micro_batch: rows that a device takes at a time.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    classifier = runs.load_model(run_dir, best=best)
+    return AccumulatingModel(classifier, micro_batch=micro_batch, inputs=Inputs.of_run(runs.read_settings(run_dir)))
+
+
 def step(model: AccumulatingModel, *, plain: bool) -> Callable[..., Any]:
-    """Images and draws of a batch -> their logits, float16; one for all shards, each would trace the network anew."""
+    """Images, mask (of products) and draws of a batch -> logits, float16.
+
+    One for all shards: each would trace the network anew.
+    """
 
     @tf.function
-    def forward(images: Any, draws: Any) -> Any:
-        return halved(model.logits(images, draws, augmentation=None if plain else VIEWS))
+    def forward(*columns: Any) -> Any:
+        return halved(model.logits(*columns, augmentation=None if plain else VIEWS))
 
     return forward
 
 
 def _rows(forward: Callable[..., Any], views: tf.data.Dataset, bar: Any) -> Iterator[logits.Rows]:
     strategy = tf.distribute.get_strategy()
-    for images, draws, *columns in strategy.experimental_distribute_dataset(views):
-        values = _joined(strategy.run(forward, args=(images, draws)))
-        product_id, image_index, view, label = (_joined(column) for column in columns)
+    for batch in strategy.experimental_distribute_dataset(views):
+        *given, product_id, image_index, view, label = batch
+        values = _joined(strategy.run(forward, args=tuple(given)))
+        product_id, image_index, view, label = map(_joined, (product_id, image_index, view, label))
         count = np.count_nonzero(product_id != dataset.FILLER)
         rows = logits.Rows(product_id=product_id, image_index=image_index, view=view, label=label, logits=values)
         yield rows[:count]

@@ -39,10 +39,10 @@ class Options:
     Attributes:
         run_dir: the run's folder.
         settings: what makes the run what it is; checkpoints carry them.
-        batch_images: pictures of an effective batch, over all replicas.
+        batch_images: pictures of an effective batch, over all replicas; products, where a row of the data is one.
         history_steps: updates in a row of history.csv.
         save_seconds: time after which it saves a checkpoint within an artificial epoch.
-        val_images: validation pictures after an artificial epoch.
+        val_images: validation pictures, or products, after an artificial epoch.
         show_graph: whether TensorBoard gets the graph.
         command: what goes on with the run, to be told where it is interrupted.
     """
@@ -127,7 +127,7 @@ class Loop:
             total=self.schedule.total_steps * images,
             initial=self.state.step * images,
             label='train',
-            unit='images',
+            unit=self.model.inputs_of_row.unit,
             disable=not self.is_chief,
         )
         with bar as self._bar, self._errors_of_one_line():
@@ -192,10 +192,12 @@ class Loop:
             self._board.graph(self._update.get_concrete_function(batch, leave).graph)
         if not math.isfinite(found['loss']) or not (math.isfinite(found['gradient_norm']) or self._scales_down()):
             images = self.options.batch_images
+            unit = 'products' if self.model.inputs_of_row.pictures else 'pictures'
+            place = f'{unit} {step * images:,} to {(step + 1) * images - 1:,} of the run'
             raise InputError(
-                f'update {step + 1:,} (pictures {step * images:,} to {(step + 1) * images - 1:,} of the run): the loss '
-                f'is {found["loss"]:g}, the length of its gradient {found["gradient_norm"]:g}; the last good '
-                f'checkpoint is {self._last or "none"}; begin another --run_dir with a smaller --learning_rate'
+                f'update {step + 1:,} ({place}): the loss is {found["loss"]:g}, the length of its gradient '
+                f'{found["gradient_norm"]:g}; the last good checkpoint is {self._last or "none"}; begin another '
+                '--run_dir with a smaller --learning_rate'
             )
         return found
 
@@ -275,14 +277,16 @@ class Loop:
         if len(self._times) > TIMED_UPDATES:  # the first one compiles and isn't counted
             seconds = (self._times[-1] - self._times[0]) / TIMED_UPDATES
             left = datetime.timedelta(seconds=round(seconds * (self.schedule.total_steps - self.state.step)))
+            speed = f'{self.options.batch_images / seconds:,.0f} {self.model.inputs_of_row.unit}/s'
             self._bar.write(
-                f'{self.options.batch_images / seconds:,.0f} images/s in {TIMED_UPDATES} updates: the training ends in '
-                f'about {left}, not counting validation'
+                f'{speed} in {TIMED_UPDATES} updates: the training ends in about {left}, not counting validation'
             )
 
     def _show_pictures(self, batch: Any) -> None:
-        images, draws, _ = (self.strategy.experimental_local_results(column)[0] for column in batch)
+        images, *_, draws, _ = (self.strategy.experimental_local_results(column)[0] for column in batch)
         model = self.model
+        if model.inputs_of_row.pictures:  # of each product the first
+            images, draws = images[:, 0], draws[:, 0]
         self._board.pictures(0, images, draws, augmentation=model.augmentation, size=model.image_size)
 
     def _save(self) -> None:

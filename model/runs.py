@@ -120,8 +120,8 @@ def by_category_path(run_dir: str) -> str:
     return storage.join(run_dir, BY_CATEGORY_NAME)
 
 
-def load_model(run_dir: str, *, best: bool = False) -> keras.Model:
-    """Reads the classifier of a finished run: the last, or the one with the best validation accuracy.
+def finished_model(run_dir: str, *, best: bool = False) -> str:
+    """The path of a finished run's classifier: the last, or the one with the best validation accuracy.
 
     Raises:
         InputError: there is no run, it isn't finished, or it was never validated.
@@ -132,6 +132,16 @@ def load_model(run_dir: str, *, best: bool = False) -> keras.Model:
     path = storage.join(run_dir, BEST_NAME if best else MODEL_NAME)
     if not storage.exists(path):
         raise InputError(f'{path}: no such file, because the run had no validation pictures; leave --best out')
+    return path
+
+
+def load_model(run_dir: str, *, best: bool = False) -> keras.Model:
+    """Reads the classifier of a finished run.
+
+    Raises:
+        InputError: there is none (see finished_model()), or it is damaged.
+    """
+    path = finished_model(run_dir, best=best)
     try:
         return keras.models.load_model(path, compile=False)
     except (ValueError, OSError, KeyError) as error:

@@ -25,12 +25,27 @@ from absl import flags
 
 from ensemble import logits_folder
 from model import backbone as backbones
-from model import checkpoint, classifier, devices, evaluation, inference, loop, memory, runs, stages
+from model import (
+    checkpoint,
+    classifier,
+    devices,
+    evaluation,
+    inference,
+    inputs,
+    join,
+    loop,
+    memory,
+    runs,
+    sizes,
+    stages,
+    title,
+)  # fmt: skip
 from model.accumulate import AccumulatingModel, part_dropout
 from model.backbone import Backbone
 from model.evaluation import Evaluator
+from model.inputs import Inputs
 from model.stages import Schedule
-from pipeline import categories, dataset, split, worklog
+from pipeline import categories, dataset, split, storage, worklog
 from pipeline.augment import Augmentation
 from pipeline.dataset import Shards
 from pipeline.errors import InputError, UsageError
@@ -68,8 +83,8 @@ UNFREEZE = flags.DEFINE_string(
     flag_values=FLAGS,
 )  # fmt: skip
 MICRO_BATCH = flags.DEFINE_integer(
-    'micro_batch', 64, 'Pictures that a device takes at a time; fewer need less memory (paper: 64).', lower_bound=1,
-    flag_values=FLAGS,
+    'micro_batch', 64, 'Pictures, or products, that a device takes at a time; fewer need less memory (paper: 64).',
+    lower_bound=1, flag_values=FLAGS,
 )  # fmt: skip
 ACCUMULATE = flags.DEFINE_integer(
     'accumulate', 12, 'Micro batches of each device whose gradients are summed for one update of the weights (paper: '
@@ -80,24 +95,67 @@ BACKBONE = flags.DEFINE_string(
     'backbone', 'xception', f'The network: {", ".join(backbones.names())}.', flag_values=FLAGS
 )
 WEIGHTS = flags.DEFINE_string(
-    'weights', 'imagenet', 'What it starts from: imagenet (downloaded), none (random), or a .keras, .weights.h5 or .h5 '
-    'file of this network, with or without its dense layer.', flag_values=FLAGS,
+    'weights', 'imagenet', 'What it starts from: imagenet (downloaded), none (random), the folder of a finished run, '
+    'or a .keras, .weights.h5 or .h5 file of this network, with or without its dense layer. It may be a run of single '
+    'pictures, or with fewer features.', flag_values=FLAGS,
 )  # fmt: skip
 IMAGE_SIZE = flags.DEFINE_integer(
     'image_size', 180, 'Pixels a side to which pictures are resized for the network; fewer are quicker.',
     lower_bound=32, flag_values=FLAGS,
 )  # fmt: skip
 WIDTH = flags.DEFINE_float(
-    'width', 1, "How many times the published network's filters the layers have; other than 1 only xception and "
-    'xception_small.', lower_bound=0.01, flag_values=FLAGS,
+    'width', 1, "How many times the published network's filters the layers have, from random weights; not for those "
+    'of keras.applications.', lower_bound=0.01, flag_values=FLAGS,
 )  # fmt: skip
 DROPOUT = flags.DEFINE_float(
     'dropout', 0, 'Share of features left out at random before the dense layer (paper, aug: 0.2).', 0, 0.99,
     flag_values=FLAGS,
 )  # fmt: skip
+FEATURES = flags.DEFINE_integer(
+    'features', 0, "How many features the network shall end in: more than its own, by more filters in its last "
+    'convolution, which leave what --weights has learned as it is. 0: its own. 4096 doubles those of xception.',
+    lower_bound=0, flag_values=FLAGS,
+)  # fmt: skip
+HEAD_UNITS = flags.DEFINE_integer(
+    'head_units', 0, 'Units of a dense layer between the features and the one that gives the logits; 0: there is none.',
+    lower_bound=0, flag_values=FLAGS,
+)  # fmt: skip
+HEAD_ACTIVATION = flags.DEFINE_enum(
+    'head_activation', 'relu', classifier.ACTIVATIONS, 'Activation of that layer.', flag_values=FLAGS
+)
+HEAD_DROPOUT = flags.DEFINE_float(
+    'head_dropout', 0, "Share of that layer's outputs left out at random.", 0, 0.99, flag_values=FLAGS
+)
 LABEL_SMOOTHING = flags.DEFINE_float(
     'label_smoothing', 0, 'Share of the target spread evenly over all categories; 0.1 gained another team 0.2 points.',
     0, 0.99, flag_values=FLAGS,
+)  # fmt: skip
+program.group(FLAGS, 'Whole products, and their titles')
+PICTURES = flags.DEFINE_integer(
+    'pictures', 0, '0: learns single pictures. 1 to 4: learns products by so many of their pictures together, which go '
+    'through one network; only products with exactly so many are learned and predicted. Best begun with '
+    "--weights=FOLDER of a run of single pictures. ensemble.combine joins four such runs' logits by +.",
+    lower_bound=0, upper_bound=dataset.PICTURES, flag_values=FLAGS,
+)  # fmt: skip
+FEWER_PICTURES = flags.DEFINE_bool(
+    'fewer_pictures', False, 'With --pictures: learn and predict all products, those with fewer pictures too, and of '
+    'those with more the first ones.', flag_values=FLAGS,
+)  # fmt: skip
+JOIN = flags.DEFINE_enum(
+    'join', 'gated', join.KINDS, 'With --pictures, how their features become one: concat (one after the other), mean, '
+    'max, or gated (the mean by weights that are learned).', flag_values=FLAGS,
+)  # fmt: skip
+TITLE = flags.DEFINE_enum(
+    'title', 'off', inputs.TITLES, 'Whether a crop of where the title of a book or record may stand is a second input: '
+    'top (the upper third), text (the band that looks most like text).', flag_values=FLAGS,
+)  # fmt: skip
+TITLE_WEIGHTS = flags.DEFINE_enum(
+    'title_weights', 'own', inputs.TITLE_WEIGHTS, 'Whether the crop goes through a small network of its own, or '
+    'through the same as the pictures, which doubles the work.', flag_values=FLAGS,
+)  # fmt: skip
+TITLE_LEVELS = flags.DEFINE_list(
+    'title_levels', [], 'Names of level 1 in category_names.csv, such as LIVRES,MUSIQUE: the title counts for the '
+    'categories under them alone; the others get a learned constant. Empty: for all.', flag_values=FLAGS,
 )  # fmt: skip
 program.group(FLAGS, 'Augmentation')
 CROP_PROBABILITY = flags.DEFINE_float(
@@ -178,6 +236,9 @@ def main(argv: list[str]) -> None:
     _stream(shards, strategy, start_step=0)  # refuses too few shards before a run is made
     quiet = contextlib.redirect_stdout(io.StringIO()) if worker else contextlib.nullcontext()
     together = devices.lost_in_one_line() if workers > 1 else contextlib.nullcontext()
+    options = _options(shards)
+    if not worker and not storage.exists(storage.join(RUN_DIR.value, runs.SETTINGS_NAME)):
+        _tell_sizes(options, classes=len(shards.label_map))
     with strategy.scope(), quiet, together:
         random.seed(SEED.value)  # Keras draws the seeds of first weights and dropout from here
         backbone = backbones.build(BACKBONE.value, image_size=IMAGE_SIZE.value, width=WIDTH.value)
@@ -188,7 +249,7 @@ def main(argv: list[str]) -> None:
         runs.check_settings(RUN_DIR.value, settings)
         if runs.is_finished(RUN_DIR.value):
             print(f'{RUN_DIR.value}: training is finished already; give another --run_dir to train again')
-        elif not _train(shards, backbone, schedule, settings, strategy, argv=argv):
+        elif not _train(shards, backbone, options, schedule, settings, strategy, argv=argv):
             return
     if worker:
         print(f'worker {worker} of {workers} is done; the first one predicts')
@@ -198,11 +259,11 @@ def main(argv: list[str]) -> None:
     # The other machines don't predict, and the strategy of all would wait for them.
     strategy = strategy if workers == 1 else tf.distribute.get_strategy()
     with strategy.scope():
-        model = _wrap(runs.load_model(RUN_DIR.value))
+        model = inference.load(RUN_DIR.value, micro_batch=MICRO_BATCH.value)
         batch_size = MICRO_BATCH.value * strategy.num_replicas_in_sync
         for name in PREDICT.value:
-            options = inference.Options(split=name, batch_size=batch_size)
-            inference.predict_split(model, shards, options, run_dir=RUN_DIR.value)
+            wanted = inference.Options(split=name, batch_size=batch_size)
+            inference.predict_split(model, shards, wanted, run_dir=RUN_DIR.value)
     latest = runs.point_latest(RUN_DIR.value)
     if latest != os.path.normpath(RUN_DIR.value):
         print(f'{latest} is now {RUN_DIR.value}')
@@ -246,7 +307,7 @@ def _settings(shards: Shards, strategy: tf.distribute.Strategy) -> dict[str, obj
 
 
 def _schedule(shards: Shards, backbone: Backbone, *, replicas: int) -> Schedule:
-    steps_per_pass = shards.manifest.images('train') / _effective_batch(replicas)
+    steps_per_pass = dataset.rows(shards, 'train', _inputs().products) / _effective_batch(replicas)
     return Schedule(
         steps_per_pass=steps_per_pass,
         epoch_steps=max(1, round(EPOCH_IMAGES.value / _effective_batch(replicas))),
@@ -262,10 +323,30 @@ def _effective_batch(replicas: int) -> int:
     return MICRO_BATCH.value * ACCUMULATE.value * replicas
 
 
+def _inputs() -> Inputs:
+    return Inputs(PICTURES.value, FEWER_PICTURES.value, TITLE.value, TITLE_WEIGHTS.value)
+
+
+def _options(shards: Shards) -> classifier.Options:
+    if TITLE_LEVELS.value and TITLE.value == 'off':
+        raise UsageError('--title_levels says which categories --title counts for; give --title=text or top, too')
+    return classifier.Options(
+        inputs=_inputs(),
+        features=FEATURES.value,
+        join=JOIN.value,
+        dropout=DROPOUT.value,
+        units=HEAD_UNITS.value,
+        activation=HEAD_ACTIVATION.value,
+        units_dropout=HEAD_DROPOUT.value,
+        title_uses=title.uses(shards.label_map, TITLE_LEVELS.value),
+    )
+
+
 def _wrap(model: keras.Model) -> AccumulatingModel:
     return AccumulatingModel(
         model,
         micro_batch=MICRO_BATCH.value,
+        inputs=_inputs(),
         augmentation=Augmentation(CROP_PROBABILITY.value, CROP_UPSCALE.value, FLIP_PROBABILITY.value),
         label_smoothing=LABEL_SMOOTHING.value,
         xla=devices.xla(XLA.value),
@@ -285,6 +366,7 @@ def _stream(shards: Shards, strategy: tf.distribute.Strategy, *, start_step: int
             shuffle_images=SHUFFLE_IMAGES.value,
             worker=context.input_pipeline_id,
             workers=context.num_input_pipelines,
+            products=_inputs().products,
         )
 
     return strategy.distribute_datasets_from_function(of_machine)
@@ -293,6 +375,7 @@ def _stream(shards: Shards, strategy: tf.distribute.Strategy, *, start_step: int
 def _train(
     shards: Shards,
     backbone: Backbone,
+    options: classifier.Options,
     schedule: Schedule,
     settings: dict[str, object],
     strategy: tf.distribute.Strategy,
@@ -303,7 +386,7 @@ def _train(
     started = time.monotonic()
     worker, _ = devices.place(strategy)
     replicas = strategy.num_replicas_in_sync
-    model = _wrap(classifier.build(backbone, classes=len(shards.label_map), dropout=DROPOUT.value))
+    model = _wrap(classifier.build(backbone, classes=len(shards.label_map), options=options))
     training = loop.Loop(
         model,
         schedule,
@@ -316,7 +399,7 @@ def _train(
             batch_images=_effective_batch(replicas),
             history_steps=max(1, round(HISTORY_IMAGES.value / _effective_batch(replicas))),
             save_seconds=60 * SAVE_MINUTES.value,
-            val_images=min(VAL_IMAGES.value, shards.manifest.images('val')),
+            val_images=min(VAL_IMAGES.value, dataset.rows(shards, 'val', _inputs().products)),
             show_graph=TENSORBOARD_GRAPH.value,
             command=program.command('model.train', *argv[1:]),
         ),
@@ -331,7 +414,7 @@ def _train(
         print(f'going on from {found.path}, update {found.state.step:,} of {schedule.total_steps:,}')
     else:
         with devices.first_machine_first(strategy):  # what it downloads, others may find
-            print(classifier.load_weights(model.classifier, backbone, WEIGHTS.value))
+            print(classifier.load_weights(model.classifier, backbone, WEIGHTS.value, options))
     if worker == 0:
         runs.write_settings(RUN_DIR.value, settings)
     part_dropout(model, strategy)
@@ -352,7 +435,7 @@ def _log(updates: int, *, seconds: float, replicas: int) -> None:
     The time is all that training takes: making the network, updates, validations, checkpoints, and the evaluation at
     the end. So the sum over the lines is that of the run, but for calls that were killed or ended before an update.
     """
-    counts = {'images': updates * _effective_batch(replicas), 'updates': updates}
+    counts = {_inputs().unit: updates * _effective_batch(replicas), 'updates': updates}
     worklog.add(RUN_DIR.value, 'train', seconds=seconds, counts=counts, replicas=replicas)
 
 
@@ -362,7 +445,7 @@ def _finish(shards: Shards, model: AccumulatingModel, training: loop.Loop, strat
     validation = _validation(shards, strategy, limit=None)
     accuracy = None
     if validation is not None:
-        shown = None if worker else shards.manifest.images('val')
+        shown = None if worker else dataset.rows(shards, 'val', _inputs().products)
         found = training.evaluator.evaluate(validation, images=shown, go_on=training.go_on)
         if found is None:
             return False
@@ -370,7 +453,8 @@ def _finish(shards: Shards, model: AccumulatingModel, training: loop.Loop, strat
         if worker == 0:
             evaluation.write_by_category(found, shards.label_map, runs.by_category_path(RUN_DIR.value))
         levels = ', '.join(f'level {number} {share:.4f}' for number, share in enumerate(found.levels, start=1))
-        print(f'accuracy on all {found.images.sum():,} validation pictures: {accuracy:.4f} ({levels})')
+        unit = 'products' if PICTURES.value else 'pictures'
+        print(f'accuracy on all {found.images.sum():,} validation {unit}: {accuracy:.4f} ({levels})')
     if worker == 0:
         training.end(accuracy)
         runs.save_model(model.classifier, RUN_DIR.value)
@@ -378,12 +462,13 @@ def _finish(shards: Shards, model: AccumulatingModel, training: loop.Loop, strat
 
 
 def _validation(shards: Shards, strategy: tf.distribute.Strategy, *, limit: int | None) -> Any:
-    """Distributed batches of the validation pictures; None if there are none."""
-    images = shards.manifest.images('val')
-    if not images:
+    """Distributed batches of the validation pictures, or products; None if there are none."""
+    products = _inputs().products
+    rows = dataset.rows(shards, 'val', products)
+    if not rows:
         return None
     batch_size = MICRO_BATCH.value * strategy.num_replicas_in_sync
-    batches = dataset.evaluation(shards, 'val', batch_size=batch_size, limit=limit or images)
+    batches = dataset.evaluation(shards, 'val', batch_size=batch_size, limit=limit or rows, products=products)
     return strategy.experimental_distribute_dataset(batches)
 
 
@@ -395,26 +480,51 @@ def _begin_stage(model: AccumulatingModel, backbone: Backbone, schedule: Schedul
     model.compile(keras.optimizers.Adam(schedule.learning_rate))
 
 
+def _tell_sizes(options: classifier.Options, *, classes: int) -> None:
+    """What the network costs beside the plain one, if it is more than that."""
+    if options.plain and WIDTH.value <= 1:
+        return
+    print('beside the plain network of the same backbone, timed on noise:')
+    kinds = (
+        ('plain', classifier.Options(dropout=options.dropout), min(1, WIDTH.value)),
+        ('this one', options, WIDTH.value),
+    )
+    for name, one, width in kinds:
+        backbone = backbones.build(BACKBONE.value, image_size=IMAGE_SIZE.value, width=width)
+        model = AccumulatingModel(
+            classifier.build(backbone, classes=classes, options=one),
+            micro_batch=MICRO_BATCH.value,
+            inputs=one.inputs,
+            xla=devices.xla(XLA.value),
+        )
+        print(sizes.describe(name, model, accumulate=ACCUMULATE.value), flush=True)
+
+
 def _print_plan(
     shards: Shards, backbone: Backbone, schedule: Schedule, model: AccumulatingModel, strategy: tf.distribute.Strategy
 ) -> None:
     """Says what will be done and what it takes; refuses micro batches that can't fit."""
     replicas = strategy.num_replicas_in_sync
-    images, batch = shards.manifest.images('train'), _effective_batch(replicas)
+    rows, batch = dataset.rows(shards, 'train', _inputs().products), _effective_batch(replicas)
     device_bytes = memory.of_device(strategy)
     needs = []
     for stage in schedule.stages:
         stages.set_trainable(model.classifier, stage.first_block, backbone.blocks)
         needs.append(
             memory.needed(
-                model.classifier, micro_batch=MICRO_BATCH.value, accumulate=ACCUMULATE.value, replicas=replicas
+                model.classifier,
+                micro_batch=MICRO_BATCH.value,
+                accumulate=ACCUMULATE.value,
+                inputs=model.inputs_of_row,
+                replicas=replicas,
             )
         )
     most = max(needs, key=lambda need: need.total)
     memory.check(most, device_bytes, micro_batch=MICRO_BATCH.value, accumulate=ACCUMULATE.value, xla=model.xla)
     print(f'{BACKBONE.value}: {model.classifier.count_params():,} parameters, {len(shards.label_map):,} categories')
+    unit = 'products' if PICTURES.value else 'pictures'
     print(
-        f'{images:,} pictures a pass, {batch:,} an update ({ACCUMULATE.value} micro batches of {MICRO_BATCH.value} on '
+        f'{rows:,} {unit} a pass, {batch:,} an update ({ACCUMULATE.value} micro batches of {MICRO_BATCH.value} on '
         f'each of {replicas} device(s)), {schedule.total_steps:,} updates'
     )
     print(memory.describe(most, device_bytes))

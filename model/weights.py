@@ -21,6 +21,8 @@ from pipeline import storage
 from pipeline.errors import InputError, UsageError, one_line
 
 Place = int | tuple[str, int]
+# Of our classifiers' dense layers: that of the logits, and one before it.
+HEAD, HEAD_DENSE = 'logits', 'head_dense'
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,18 @@ class SavedLayer:
     values: list[np.ndarray]
 
 
-def fill(classifier: keras.Model, path: str) -> str:
+def fill(classifier: keras.Model, path: str, *, plain: keras.Model | None = None, parts: int = 1) -> str:
     """Gives a classifier the weights of a file: all layers by place; the last one, the dense layer, only if it fits.
 
     A .keras file of which not all layers fit gives those of the same name and shapes, if that is half of them or more.
+
+    Args:
+        classifier: what is filled.
+        path: of the file.
+        plain: the classifier's backbone with one dense layer, if it has more than that: layers that the file hasn't
+            stay as they are, and a dense layer that it has for fewer features, or for one picture, is grown so that the
+            network computes what the file's does.
+        parts: how many pictures' features, one after the other, the classifier's first dense layer takes.
 
     Returns:
         What was done, for the log.
@@ -48,11 +58,26 @@ def fill(classifier: keras.Model, path: str) -> str:
         InputError: the file can't be read or fits nothing; names the first layer that doesn't fit.
     """
     saved, md5 = read(path)
+    by_name = {source.name: source for source in saved.values()} if path.endswith('.keras') else {}
+    layers = [layer for layer in classifier.layers if layer.weights]
+    names = {layer.name for layer in layers}
+    if (HEAD_DENSE in names) != (HEAD_DENSE in by_name):  # the one of the logits takes something else then
+        by_name.pop(HEAD, None)
+    if plain is None:
+        filled = _fill_by_place(classifier, saved, by_name, path=path)
+    else:
+        filled = _fill_more(classifier, plain, saved, by_name, path=path, parts=parts)
+    return told(f'{path} (MD5 {md5})', filled=len(filled), layers=len(layers), head=HEAD in filled)
+
+
+def _fill_by_place(
+    classifier: keras.Model, saved: dict[Place, SavedLayer], by_name: dict[str, SavedLayer], *, path: str
+) -> list[str]:
+    """Fills a backbone with one dense layer; the names of the layers that were filled."""
     layers = [layer for layer in classifier.layers if layer.weights]
     sources = _by_place(saved, classifier)
     misfits = [pair for pair in zip(layers[:-1], sources, strict=False) if not _fits(*pair)]
     if misfits:
-        by_name = {source.name: source for source in saved.values()} if path.endswith('.keras') else {}
         sources = [by_name.get(layer.name) for layer in layers]
         if 2 * sum(map(_fits, layers[:-1], sources)) < len(layers) - 1:
             layer, source = misfits[0]
@@ -61,8 +86,58 @@ def fill(classifier: keras.Model, path: str) -> str:
                 f'--weights={path}: fits only the --backbone and --width that it was made with; '
                 f'{layer.name} has {_shapes(layer.weights)}, the file{there}'
             )
-    filled = [layer for layer, source in zip(layers, sources, strict=True) if _fill(layer, source)]
-    return told(f'{path} (MD5 {md5})', filled=len(filled), layers=len(layers), head=layers[-1] in filled)
+    return [layer.name for layer, source in zip(layers, sources, strict=True) if _fill(layer, source)]
+
+
+def _fill_more(
+    classifier: keras.Model,
+    plain: keras.Model,
+    saved: dict[Place, SavedLayer],
+    by_name: dict[str, SavedLayer],
+    *,
+    path: str,
+    parts: int,
+) -> list[str]:
+    """Fills a classifier with other layers beside those of its backbone; the names of the layers that were filled."""
+    backbone = [layer for layer in plain.layers if layer.weights][:-1]
+    if all(_fits(layer, by_name.get(layer.name)) for layer in backbone):
+        layers = [layer for layer in classifier.layers if layer.weights]
+        filled = [layer.name for layer in layers if _fill(layer, by_name.get(layer.name))]
+    else:
+        filled = _fill_by_place(plain, saved, by_name, path=path)
+        by_name = {HEAD: SavedLayer(HEAD, plain.layers[-1].get_weights())} if HEAD in filled else {}
+        filled = [name for name in filled if name != HEAD]
+    names = {layer.name for layer in classifier.layers}
+    first = HEAD_DENSE if HEAD_DENSE in names else HEAD
+    if first not in filled and first in by_name:
+        layer, features = classifier.get_layer(first), plain.layers[-1].kernel.shape[0]
+        grown = _grown(by_name[first].values, layer, features=features, parts=parts)
+        if grown:
+            layer.set_weights(grown)
+            filled.append(first)
+    return filled
+
+
+def _grown(values: list[np.ndarray], layer: keras.Layer, *, features: int, parts: int) -> list[np.ndarray] | None:
+    """The values of a dense layer that computes the same from more features, or from the mean of several pictures.
+
+    Args:
+        values: kernel [F, units] and bias [units].
+        layer: the dense layer, of parts * G features.
+        features: that the backbone has without new ones; F is that, or G.
+        parts: how many pictures' features it takes.
+
+    Returns:
+        Kernel and bias; None if the values are of something else.
+    """
+    kernel, bias = values
+    rows, units = layer.kernel.shape
+    wide = rows // parts
+    if kernel.shape[0] not in (features, wide) or wide < kernel.shape[0] or kernel.shape[1] != units:
+        return None
+    grown = np.zeros([parts, wide, units], kernel.dtype)
+    grown[:, : len(kernel)] = kernel / parts
+    return [grown.reshape(rows, units), bias]
 
 
 def told(source: str, *, filled: int, layers: int, head: bool) -> str:

@@ -23,8 +23,7 @@ import tensorflow as tf
 from absl import flags
 
 from ensemble import rules
-from model import answers, runs, serving
-from model.accumulate import AccumulatingModel
+from model import answers, inference, runs, serving
 from model.answers import Chain
 from pipeline import dataset, storage
 from pipeline.errors import InputError, UsageError
@@ -70,7 +69,7 @@ def main(argv: list[str]) -> None:
     run_dir = os.path.realpath(RUN_DIR.value)
     output_dir = os.path.abspath(OUTPUT_DIR.value) if OUTPUT_DIR.value else os.path.join(run_dir, 'serving')
     options = answers.Options(rule=RULE.value, power=POWER.value)
-    model = AccumulatingModel(runs.load_model(RUN_DIR.value, best=BEST.value), micro_batch=answers.AT_ONCE)
+    model = inference.load(RUN_DIR.value, best=BEST.value, micro_batch=answers.AT_ONCE)
     label_map = runs.read_categories(RUN_DIR.value, model.classifier)
     path = os.path.join(output_dir, str(_version(output_dir)))
     products = _products() if CHECK.value else []

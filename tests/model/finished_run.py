@@ -29,7 +29,7 @@ def write_model(run_dir: Path, *, seed: int, classes: int = small.CATEGORIES, na
     keras.utils.set_random_seed(seed)
     with tiny.known():
         network = backbone.build('tiny', image_size=16, width=1)
-    model = classifier.build(network, classes=classes, dropout=0)
+    model = classifier.build(network, classes=classes)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):  # else nothing gets far from its first logits
             layer.moving_variance.assign(0.01 * layer.moving_variance)

@@ -126,7 +126,7 @@ def test_names_do_not_hang_on_what_was_built_before(name):
 def test_the_layers_from_a_block_on_learn(name, block, layer_before):
     names = [layer.name for layer in reference(name).layers]
     expected = sum(layer.count_params() for layer in reference(name).layers[names.index(layer_before) + 1 :])
-    model = classifier.build(built(name), classes=10, dropout=0)
+    model = classifier.build(built(name), classes=10)
     try:
         stages.set_trainable(model, block, built(name).blocks)
         learning = sum(layer.count_params() for layer in model.layers if layer.trainable)
@@ -137,7 +137,7 @@ def test_the_layers_from_a_block_on_learn(name, block, layer_before):
 
 @pytest.mark.parametrize('name', marked(backbone.names()))
 def test_a_saved_classifier_comes_back_with_the_same_names_and_logits(name, tmp_path):
-    model = classifier.build(built(name), classes=3, dropout=0.2)
+    model = classifier.build(built(name), classes=3, options=classifier.Options(dropout=0.2))
     model.save(tmp_path / 'model.keras')
     again = keras.models.load_model(tmp_path / 'model.keras', compile=False)
     assert [layer.name for layer in again.layers] == [layer.name for layer in model.layers]

@@ -16,7 +16,7 @@ def small(width: float = 0.05) -> Backbone:
 def test_logits_are_float32_in_half_precision():
     keras.config.set_dtype_policy('mixed_bfloat16')
     try:
-        model = classifier.build(small(), classes=3, dropout=0.2)
+        model = classifier.build(small(), classes=3, options=classifier.Options(dropout=0.2))
     finally:
         keras.config.set_dtype_policy('float32')
     assert model.compute_dtype == 'bfloat16'
@@ -25,7 +25,7 @@ def test_logits_are_float32_in_half_precision():
 
 def test_random_weights_stay_as_they_are():
     network = small()
-    model = classifier.build(network, classes=4, dropout=0)
+    model = classifier.build(network, classes=4)
     before = model.get_weights()
     assert classifier.load_weights(model, network, 'none') == 'weights: random'
     for one, other in zip(model.get_weights(), before, strict=True):
@@ -35,7 +35,7 @@ def test_random_weights_stay_as_they_are():
 @pytest.mark.parametrize(
     ('weights', 'message'),
     [
-        ('nowhere.keras', '--weights=nowhere.keras: no such file; the other choices are imagenet and none'),
+        ('nowhere.keras', '--weights=nowhere.keras: no such file or run; the other choices are imagenet and none'),
         ('imagenet', 'there are none for this backbone and width; give a file with --weights=PATH, or train .*none'),
     ],
 )
@@ -61,7 +61,7 @@ def test_a_failed_download_names_the_other_choices():
 def test_imagenet_weights_fill_the_backbone_in_order():
     network = small()
     values = [np.full_like(value, 0.5) for value in network.model.get_weights()]
-    model = classifier.build(network, classes=4, dropout=0)
+    model = classifier.build(network, classes=4)
     said = classifier.load_weights(model, Backbone(network.model, network.blocks, lambda: values), 'imagenet')
     assert (
         said

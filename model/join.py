@@ -1,0 +1,78 @@
+"""How the features of a product's pictures become features of the product."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import layers, ops
+
+KINDS = ('concat', 'mean', 'max', 'gated')
+
+
+@keras.saving.register_keras_serializable(package='model')
+class Join(layers.Layer):
+    """Features of pictures -> features of products, over the pictures that a product has.
+
+    concat: one after the other, zeros for those that it hasn't.
+    mean, max: of each feature.
+    gated: the mean of each feature by weights that a small network learned to give each picture for each feature: two
+        dense layers, the first half as wide as the features, and a sigmoid (the second place's head sums so weighted
+        features, research of its published code and report; divided by the sum of the weights they keep their scale,
+        so that a dense layer that was trained on single pictures fits). The second layer begins at zero, so that it
+        begins as the mean.
+    """
+
+    def __init__(self, kind: str, pictures: int, **options: Any) -> None:
+        """Makes one for so many pictures a product.
+
+        Raises:
+            ValueError: there is no such kind.
+        """
+        super().__init__(**options)
+        if kind not in KINDS:
+            raise ValueError(f'kind must be one of {", ".join(KINDS)}, is {kind!r}')
+        self.kind = kind
+        self.pictures = pictures
+        self.squeeze: Any = None
+        self.gate: Any = None
+
+    def build(self, features_shape: Any, present_shape: Any) -> None:
+        """Makes the gate's two layers."""
+        if self.kind == 'gated':
+            features, policy = features_shape[-1], self.dtype_policy
+            self.squeeze = layers.Dense(max(1, features // 2), activation='relu', name='squeeze', dtype=policy)
+            self.gate = layers.Dense(
+                features, activation='sigmoid', kernel_initializer='zeros', name='gate', dtype=policy
+            )
+            self.squeeze.build((None, self.pictures, features))
+            self.gate.build((None, self.pictures, max(1, features // 2)))
+
+    def call(self, features: Any, present: Any) -> Any:
+        """Joins.
+
+        Args:
+            features: float [n * pictures, F], of each product's pictures one after the other.
+            present: float [n, pictures], 1 where a product has a picture, 0 where not; one of them at least is 1.
+
+        Returns:
+            float [n, F], or [n, pictures * F] for concat.
+        """
+        count = features.shape[-1]
+        features = ops.reshape(features, [-1, self.pictures, count])
+        weights = ops.cast(present, features.dtype)[:, :, None]
+        if self.kind == 'concat':
+            return ops.reshape(features * weights, [-1, self.pictures * count])
+        if self.kind == 'max':
+            return ops.max(ops.where(weights > 0, features, ops.full_like(features, -6e4)), axis=1)
+        if self.kind == 'gated':
+            weights = weights * self.gate(self.squeeze(features))
+        return ops.sum(features * weights, axis=1) / ops.sum(weights, axis=1)
+
+    def compute_output_shape(self, features_shape: Any, present_shape: Any) -> tuple[int | None, int]:
+        """[n, F], or [n, pictures * F]."""
+        return (None, features_shape[-1] * (self.pictures if self.kind == 'concat' else 1))
+
+    def get_config(self) -> dict[str, Any]:
+        """What makes it again from a file."""
+        return {**super().get_config(), 'kind': self.kind, 'pictures': self.pictures}
