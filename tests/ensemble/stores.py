@@ -14,13 +14,18 @@ from pipeline.categories import Categories
 
 
 def write(folder: Path, shards: Sequence[Rows | None], label_map: Categories, **about: object) -> str:
-    """A finished store, with a file for each shard (None: of no product); `about` overrides what finish() is told."""
+    """A finished store, with a file for each shard (None: of no product); `about` overrides what finish() is told.
+
+    It is of a dataset that has no other products, unless it is told so.
+    """
     said: dict = {
         'split': folder.name.partition('-')[0],
         'tta': 1,
         'weights_digest': 'w',
         'dataset_digest': 'd',
         'seed': 0,
+        'dataset_products': sum(len(rows.starts()) for rows in shards if rows is not None),
+        'order_seed': 0,
     }
     said |= about
     files = []

@@ -383,7 +383,7 @@ def test_val_logits_by_another_model_are_refused(runs: Path, store: Store, made:
         (
             [],
             'a/logits/test',
-            r'mixture.json: is for 2 models, --logits has 1 stores; give .*: \S+a/logits/val,\S+val$',
+            r'mixture.json: is for 2 models, --logits has 1; give .*: \S+a/logits/val,\S+val$',
         ),
         ([], 'b/logits/test,a/logits/test', r'b/logits/test: not by the model .*\(its weights_digest is 2, not 1\)'),
         (['--rule=mean'], 'a/logits/test,b/logits/test', r'--rule=mean, but \S+ was fitted with product'),
