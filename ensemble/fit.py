@@ -131,7 +131,7 @@ def fit(stores: Stores, start: Mixture) -> Fit:
     """
     models = len(stores.groups)
     if models == 1 and start.rule != 'power':
-        raise InputError('with one store of logits only the exponent of --rule=power can be fitted; give more stores')
+        raise InputError('with one model only the exponent of --rule=power can be fitted; give the logits of more')
     start = dataclasses.replace(start, weights=(1 / models,) * models)
     reduction.leave_gpus()
     sample = read_sample(stores, start)
