@@ -11,6 +11,8 @@ import re
 from pipeline import storage
 from pipeline.errors import InputError
 
+JOINT = '+'  # between the folders of stores that are one model together (routing.py)
+
 
 def folder(run_dir: str, split: str, *, tta: int = 1, best: bool = False, top_k: int = 0) -> str:
     """Where a run's logits of a split lie.
@@ -36,12 +38,20 @@ def command(folder: str) -> str:
     return ' '.join([*words, '--best'] if named.get('best') else words)
 
 
-def of_split(folder: str, split: str) -> str:
+def of_split(name: str, split: str) -> str:
     """The store of another split beside a store: runs/a/logits/test-tta5 -> runs/a/logits/val-tta5.
 
+    Args:
+        name: a folder, or several with JOINT between.
+        split: train, val or test.
+
     Raises:
-        InputError: the folder isn't named by its split.
+        InputError: a folder isn't named by its split.
     """
+    return JOINT.join(_of_split(folder, split) for folder in name.split(JOINT))
+
+
+def _of_split(folder: str, split: str) -> str:
     parent, name = os.path.split(folder)
     found = re.fullmatch(r'(train|val|test)(-.+)?', name)
     if not found:

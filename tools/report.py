@@ -110,7 +110,7 @@ def _make_table(engine: Engine, folders: list[str], *, output_dir: str) -> None:
             storage.remove(older)
     with storage.scratch(output_dir, 'table') as scratch:
         rows = table.measure_all(engine, compared, shards_dir=SHARDS_DIR.value, scratch=scratch)
-    text = grids.markdown(rows, SPLIT.value)
+    text = grids.markdown(rows, compared.products)
     with storage.atomic_writer(f'{path}.md') as file:
         file.write(text.encode())
     table.write_csv(rows, f'{path}.csv')

@@ -12,11 +12,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ensemble import known_images, logits, logits_folder, predictions, reduction, rules, scores, submission
+from ensemble import known_images, logits, logits_folder, predictions, reduction, routing, rules, scores, submission
 from ensemble.known_images import Known
 from ensemble.mixture import Mixture
 from ensemble.reduction import Job, Stores
@@ -85,6 +85,16 @@ class Runs:
     opened: Stores
     truth: Solution | None
 
+    @property
+    def products(self) -> str:
+        """Which products they are of, in words."""
+        part = self.opened.part
+        if not part:
+            return self.split
+        return (
+            f'{self.split} with {part} picture{"s" if part > 1 else ""}, of {self.opened.groups[0].dataset_products:,}'
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Row:
@@ -148,8 +158,10 @@ def lacking(folder: str, split: str) -> str:
     path = logits_folder.folder(folder, split)
     listed = storage.join(path, manifest.NAME)
     if storage.exists(listed):
-        found = logits.read_manifest(path).products(split)
-        return '' if found else f'{path} holds no product, because the dataset has none in {split}; take another split'
+        found = routing.Store(path, logits.read_manifest(path))
+        none = f'none of {found.which}' if found.part else 'none'
+        problem = f'{path} holds no product, because the dataset has {none} in {split}; take another split'
+        return '' if found.products else problem
     if storage.exists(storage.join(folder, runs.SETTINGS_NAME)) and not runs.is_finished(folder):
         return (
             f'{folder} has no logits of {split} yet: its training is not finished; the same model.train command goes '
@@ -175,7 +187,11 @@ def open_runs(folders: Sequence[str], split: str, *, solution: str = '') -> Runs
     stores = find_stores(folders, split)
     opened = reduction.open_stores([store.folder for store in stores])
     _check_same_weights(stores, opened)
-    truth = submission.read_solution(solution, opened.label_map) if solution else None
+    # The paper has no model that looks at whole products.
+    stores = [
+        replace(store, paper={}) if made.pictures else store for store, made in zip(stores, opened.each, strict=True)
+    ]
+    truth = submission.read_solution(solution, opened.label_map, part=opened.part > 0) if solution else None
     return Runs(tuple(folders), split, stores, opened, truth)
 
 
@@ -186,8 +202,8 @@ def _check_same_weights(stores: Sequence[Store], opened: Stores) -> None:
         InputError: some of a run are older; names the command that makes them again.
     """
     first: dict[str, tuple[str, str]] = {}
-    for store, made in zip(stores, opened.manifests, strict=True):
-        digest = made.about['weights_digest']
+    for store, made in zip(stores, opened.each, strict=True):
+        digest = made.manifest.about['weights_digest']
         folder, expected = first.setdefault(os.path.dirname(store.folder), (store.folder, digest))
         if digest != expected:
             raise InputError(
@@ -213,7 +229,8 @@ def _find_known(engine: Engine, opened: Stores, *, shards_dir: str, scratch: str
     except InputError as error:
         print(f'left out, which pictures the training set has too: {error}')
         return None
-    return known_images.find(engine, shards_dir, opened.split, output_dir=scratch)
+    known = known_images.find(engine, shards_dir, opened.split, output_dir=scratch)
+    return known.with_pictures(opened.part) if opened.part else known
 
 
 def measure_all(engine: Engine, compared: Runs, *, shards_dir: str, scratch: str) -> list[Row]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ensemble.routing import Store
 from model import history, runs
 from pipeline import manifest, split, storage, worklog
 from pipeline.errors import InputError
@@ -260,10 +261,10 @@ def _logits(found: Sequence[Run]) -> Markup:
                 made = manifest.read(storage.join(parent, name), kind='logits', remedy='', check_files=False)
             except InputError:
                 continue  # not finished
-            pictures = made.images(made.about['split'])
+            store = Store(storage.join(parent, name), made)
             weights = made.about['weights_digest'][:SHORT]
-            rows.append([run.name, name, page.count(made.products(made.about['split'])), page.count(pictures), weights])
-    return page.table(['run', 'logits', 'products', 'rows', 'weights (SHA-256)'], rows)
+            rows.append([run.name, name, page.count(store.products), store.which, page.count(store.rows), weights])
+    return page.table(['run', 'logits', 'products', 'of', 'rows', 'weights (SHA-256)'], rows)
 
 
 def _time(run: Run, of_shards: Sequence[Entry]) -> list[Markup]:
