@@ -88,7 +88,8 @@ class Chain:
                 for start, part in zip(range(0, len(row), at_once), parts, strict=True)
             ]
         )
-        rows = Rows(product[row], picture[row], view, np.full_like(row, -1), values)
+        pictures = None if mask is None else mask.sum(axis=1)[row]
+        rows = Rows(product[row], picture[row], view, np.full_like(row, -1), values, pictures)
         scores = rules.combine(rules.Products(rows), rules.find(options.rule, power=options.power))
         return rules.likeliest(scores, count=options.count)
 

@@ -183,7 +183,7 @@ def _predict(
                 views = dataset.views(
                     shards, file, batch_size=options.batch_size, tta=options.tta, seed=options.seed, products=products
                 )
-                rows = _rows(forward, views, bar)
+                rows = _rows(forward, views, bar, products=products is not None)
                 info = logits.write_shard(folder, file.name, rows, split=options.split, top_k=options.top_k)
                 journal.note(folder, info, identity=identity)
             made.append(info)
@@ -237,14 +237,15 @@ def step(model: AccumulatingModel, *, plain: bool) -> Callable[..., Any]:
     return forward
 
 
-def _rows(forward: Callable[..., Any], views: tf.data.Dataset, bar: Any) -> Iterator[logits.Rows]:
+def _rows(forward: Callable[..., Any], views: tf.data.Dataset, bar: Any, *, products: bool) -> Iterator[logits.Rows]:
     strategy = tf.distribute.get_strategy()
     for batch in strategy.experimental_distribute_dataset(views):
         *given, product_id, image_index, view, label = batch
         values = _joined(strategy.run(forward, args=tuple(given)))
         product_id, image_index, view, label = map(_joined, (product_id, image_index, view, label))
         count = np.count_nonzero(product_id != dataset.FILLER)
-        rows = logits.Rows(product_id=product_id, image_index=image_index, view=view, label=label, logits=values)
+        pictures = _joined(given[1]).sum(axis=1, dtype=np.int64) if products else None  # by the mask
+        rows = logits.Rows(product_id, image_index, view, label, values, pictures)
         yield rows[:count]
         bar.update(count)
 

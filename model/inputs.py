@@ -30,8 +30,8 @@ class Inputs:
 
     Attributes:
         pictures: 0: a row is a picture. 1 to 4: it is a product, and the network sees so many of its pictures.
-        fewer: whether products with fewer pictures are rows too, or with more, of which it sees the first ones. If not,
-            only products with exactly so many are.
+        fewer: whether products with fewer pictures are rows too, with 4 all of them. If not, only products with exactly
+            so many are.
         title: off, or where the crop that is the second input is taken from: top, the upper third, or text, the band
             that looks most like text (model/title.py).
         title_weights: own: the crop goes through a branch of its own. shared: through the backbone, as if it were
@@ -46,8 +46,10 @@ class Inputs:
     def __post_init__(self) -> None:
         if not 0 <= self.pictures <= PICTURES:
             raise UsageError(f'--pictures={self.pictures}: a product has 1 to {PICTURES}; 0 takes each as a row')
-        if self.fewer and not self.pictures:
-            raise UsageError('--fewer_pictures says which products a model of --pictures=K takes; give both or neither')
+        if self.fewer and self.pictures != PICTURES:
+            raise UsageError(
+                f'--fewer_pictures takes all products, which have up to {PICTURES} pictures: --pictures={PICTURES}'
+            )
         for flag, known in (('title', TITLES), ('title_weights', TITLE_WEIGHTS)):
             if getattr(self, flag) not in known:
                 raise UsageError(f'--{flag}={getattr(self, flag)}: must be one of {", ".join(known)}')

@@ -138,8 +138,8 @@ PICTURES = flags.DEFINE_integer(
     lower_bound=0, upper_bound=dataset.PICTURES, flag_values=FLAGS,
 )  # fmt: skip
 FEWER_PICTURES = flags.DEFINE_bool(
-    'fewer_pictures', False, 'With --pictures: learn and predict all products, those with fewer pictures too, and of '
-    'those with more the first ones.', flag_values=FLAGS,
+    'fewer_pictures', False, 'With --pictures=4: learn and predict all products, those with fewer pictures too.',
+    flag_values=FLAGS,
 )  # fmt: skip
 JOIN = flags.DEFINE_enum(
     'join', 'gated', join.KINDS, 'With --pictures, how their features become one: concat (one after the other), mean, '
