@@ -14,7 +14,7 @@ from model.accumulate import AccumulatingModel
 from pipeline import augment
 from pipeline.pictures import SHAPE
 
-ROWS = 8  # at a time, or as many as a micro batch has: enough to tell models from each other
+PICTURES = 8  # at a time: enough to tell models from each other
 STEPS = 3
 
 
@@ -26,7 +26,8 @@ def describe(name: str, model: AccumulatingModel, *, accumulate: int) -> str:
         model: the model, made outside any strategy.
         accumulate: micro batches a replica, for the memory.
     """
-    inputs, rows = model.inputs_of_row, min(model.micro_batch, ROWS)
+    inputs = model.inputs_of_row
+    rows = max(1, PICTURES // max(1, inputs.pictures))
     taken = memory.needed(model.classifier, micro_batch=model.micro_batch, accumulate=accumulate, inputs=inputs).total
     model.compile(keras.optimizers.Adam())
     step = tf.function(model.train_step, autograph=False)
