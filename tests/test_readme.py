@@ -60,6 +60,13 @@ ELSEWHERE = {
     'pipeline.convert --input_dir=s3://bucket/data --output_dir=s3://bucket/shards --runner=DirectRunner': (
         "tests/pipeline/test_remote.py, on this machine's S3 server"
     ),
+    **{
+        f'ensemble.combine --logits={names}': 'tests/ensemble/test_combine_groups.py'
+        for names in (
+            'runs/a/logits/test+runs/p2/logits/test',
+            'runs/p1/logits/test+runs/p2/logits/test+runs/p3/logits/test+runs/p4/logits/test',
+        )
+    },
     'model.train --flagfile=noaug.flags --strategy=multiworker': (
         'tests/model/test_multiworker.py, and the Slurm script in tests/test_flagfiles.py'
     ),
