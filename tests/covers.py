@@ -10,7 +10,6 @@ category. Two categories more, under another name of level 1, are told by shape 
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
