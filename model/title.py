@@ -4,8 +4,7 @@ Synopsis:
 
     band = title.crop(images, mode='text')      # uint8 [n, 180, 180, 3] -> float32 [n, 60, 180, 3]
     branch = title.branch()                     # a Keras model: band -> features
-    added = title.Head(title.uses(label_map, ['LIVRES']), name='title_logits')(branch.output)
-    logits = layers.Add()([logits, added])
+    logits = title.add(logits, branch.output, uses=title.uses(label_map, ['LIVRES']))
     classifier = keras.Model([picture, branch.input], logits)
 
 Pictures are cropped as they are decoded, before augmentation: mirrored letters teach nothing.
@@ -110,8 +109,8 @@ def branch(*, width: float = 1) -> keras.Model:
     """A network that reads: float32 [n, HEIGHT, 180, 3], 0..255 -> features float32 [n, F].
 
     Sides are halved once by rows and columns before the first letters are told apart, and twice after, so that a
-    feature of the last layers sees some five letters. A word stands anywhere in the band: the highest of each feature says
-    whether it is there, the mean how much of it.
+    feature of the last layers sees some five letters. A word stands anywhere in the band: the highest of each feature
+    says whether it is there, the mean how much of it.
 
     Args:
         width: times the filters.
@@ -156,7 +155,7 @@ class Head(layers.Layer):
         using = np.flatnonzero(self.uses)
         if not len(using):
             raise ValueError('uses must have a category that uses the title, and has none')
-        self._using = len(using)
+        self._using, self._others = len(using), len(uses) - len(using)
         # Columns are those that use it, then the others; where each category's is.
         order = np.concatenate([using, np.flatnonzero(np.logical_not(self.uses))])
         self._columns = np.argsort(order).astype(np.int32)
@@ -164,15 +163,15 @@ class Head(layers.Layer):
     def build(self, input_shape: tuple[int | None, int]) -> None:
         """Makes the weights."""
         self.kernel = self.add_weight(name='kernel', shape=[input_shape[-1], self._using], initializer='zeros')
-        self.constant = self.add_weight(name='constant', shape=[], initializer='zeros')
+        if self._others:
+            self.constant = self.add_weight(name='constant', shape=[], initializer='zeros')
 
     def call(self, features: Any) -> Any:
         """The numbers to add to each picture's logits."""
         values = ops.matmul(features, self.kernel)
-        others = len(self.uses) - self._using
-        if not others:
-            return values + 0 * self.constant
-        constants = ops.broadcast_to(self.constant, [ops.shape(values)[0], others])
+        if not self._others:
+            return values
+        constants = ops.broadcast_to(self.constant, [ops.shape(values)[0], self._others])
         return ops.take(ops.concatenate([values, constants], axis=1), self._columns, axis=1)
 
     def compute_output_shape(self, input_shape: tuple[int | None, int]) -> tuple[int | None, int]:
@@ -181,7 +180,21 @@ class Head(layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """What makes it anew."""
-        return {**super().get_config(), 'uses': self.uses}
+        return {**super().get_config(), 'uses': list(self.uses)}
+
+
+def add(logits: Any, features: Any, *, uses: Sequence[bool]) -> Any:
+    """Logits with what the title adds, float32 under every precision.
+
+    Args:
+        logits: Keras tensor float32 [n, C].
+        features: Keras tensor [n, F], of the branch or of another network that looked at the band.
+        uses: bool [C], which categories use the title.
+
+    Returns:
+        Keras tensor float32 [n, C].
+    """
+    return layers.Add(dtype='float32', name='title_sum')([logits, Head(uses, name='title_logits')(features)])
 
 
 def uses(label_map: Categories, levels: Sequence[str]) -> np.ndarray:
