@@ -8,6 +8,8 @@ import keras
 from keras import layers, ops
 
 KINDS = ('concat', 'mean', 'max', 'gated')
+LOWEST = -6e4  # below any feature, and finite in float16
+LEAST = 1e-4  # no product's weights add up to less: a sigmoid below that has no use for any of its pictures
 
 
 @keras.saving.register_keras_serializable(package='model')
@@ -53,10 +55,10 @@ class Join(layers.Layer):
 
         Args:
             features: float [n * pictures, F], of each product's pictures one after the other.
-            present: float [n, pictures], 1 where a product has a picture, 0 where not; one of them at least is 1.
+            present: float [n, pictures], 1 where a product has a picture, 0 where not.
 
         Returns:
-            float [n, F], or [n, pictures * F] for concat.
+            float [n, F], or [n, pictures * F] for concat; zeros for rows without a picture, which fill up a batch.
         """
         count = features.shape[-1]
         features = ops.reshape(features, [-1, self.pictures, count])
@@ -64,10 +66,11 @@ class Join(layers.Layer):
         if self.kind == 'concat':
             return ops.reshape(features * weights, [-1, self.pictures * count])
         if self.kind == 'max':
-            return ops.max(ops.where(weights > 0, features, ops.full_like(features, -6e4)), axis=1)
+            highest = ops.max(ops.where(weights > 0, features, ops.full_like(features, LOWEST)), axis=1)
+            return highest * ops.max(weights, axis=1)
         if self.kind == 'gated':
             weights = weights * self.gate(self.squeeze(features))
-        return ops.sum(features * weights, axis=1) / ops.sum(weights, axis=1)
+        return ops.sum(features * weights, axis=1) / ops.maximum(ops.sum(weights, axis=1), LEAST)
 
     def compute_output_shape(self, features_shape: Any, present_shape: Any) -> tuple[int | None, int]:
         """[n, F], or [n, pictures * F]."""
