@@ -386,8 +386,9 @@ def _report_all(correct: dict[str, np.ndarray], several: np.ndarray, *, path: st
             f'{name:8}  {every.value:8.4f}  {every.low:.4f} to {every.high:.4f}  {every.count:10,}'
             f'  {some.value:11.4f}  {some.count:10,}'
         )
-    gain = scores.gain(correct['product'][several], correct['first'][several])
-    print(f'with two pictures or more, product gains {gain} over first')
+    if several.any():
+        gain = scores.gain(correct['product'][several], correct['first'][several])
+        print(f'with two pictures or more, product gains {gain} over first')
     _write_table(table, path)
 
 
