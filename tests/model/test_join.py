@@ -6,8 +6,8 @@ import pytest
 
 from model.join import KINDS, Join
 
-# Two products of three pictures at most, two features each; the second has one picture, and rubbish where it has none. The
-# third row only fills up a batch.
+# Two products of three pictures at most, two features each; the second has one picture, and rubbish where it has none.
+# The third row only fills up a batch.
 FEATURES = np.array([[1, 10], [2, 30], [3, 20], [5, 7], [99, 99], [-99, 99], *[[99, -99]] * 3], np.float32)
 PRESENT = np.array([[1, 1, 1], [1, 0, 0], [0, 0, 0]], np.float32)
 
