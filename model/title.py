@@ -47,7 +47,8 @@ def crop(images: Any, *, mode: str) -> Any:
     photographs seldom goes on for rows. Of bands with as many strokes the topmost is taken.
 
     Everything is whole numbers below 2^24 in float32, by operations that have GPU and XLA kernels: the same rows on
-    every device.
+    every device. Finding the text takes a million operations a picture where Xception's forward pass at 180 pixels
+    takes 5,700 million, and on 2 CPU cores 0.4 ms (0.15 ms under XLA), 0.3 % of its time.
 
     Args:
         images: uint8 [n, 180, 180, 3], decoded and not augmented.

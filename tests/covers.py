@@ -83,13 +83,13 @@ def draw(seed: int, title: str) -> Cover:
 def _print(image: Image.Image, random: np.random.Generator, text: str, *, size: int, middle: float) -> tuple[int, int]:
     """Prints a line in a random font and colour, somewhere along its row; gives the rows it takes."""
     font = _font(str(random.choice(FONTS)), size)
-    left, top, right, bottom = font.getbbox(text)
+    left, top, right, bottom = (round(side) for side in font.getbbox(text))
     x = random.uniform(4, max(5, SIDE - 4 - (right - left))) - left
     y = round(middle - (top + bottom) / 2)
     around = np.asarray(image)[max(0, y + top - 2) : y + bottom + 2].mean()
-    light = around < 110 if abs(around - 128) > 50 else random.random() < 0.5
-    low, high = (205, 256) if light else (0, 70)
-    colour = tuple(random.integers(low, high, 3).tolist())
+    either, tint = random.random() < 0.5, random.integers(0, 50, 3)  # whatever is around: all covers draw as often
+    light = around < 110 if abs(around - 128) > 50 else either
+    colour = tuple((tint + 205 if light else tint).tolist())
     edge = (0, 0, 0) if light else (255, 255, 255)
     outline = 1 if abs(around - 128) <= 60 else 0  # where neither light nor dark letters stand out by themselves
     ImageDraw.Draw(image).text((x, y), text, fill=colour, font=font, stroke_width=outline, stroke_fill=edge)
@@ -113,10 +113,9 @@ def _background(random: np.random.Generator) -> Image.Image:
         for _ in range(random.integers(2, 6)):
             x, y = random.uniform(-40, SIDE - 20, 2)
             width, height = random.uniform(20, 120, 2)
-            method = random.choice([ImageDraw.ImageDraw.ellipse, ImageDraw.ImageDraw.rectangle])
-            method(
-                ImageDraw.Draw(image), (x, y, x + width, y + height), fill=tuple(random.integers(0, 256, 3).tolist())
-            )
+            brush = ImageDraw.Draw(image)
+            shape = (brush.ellipse, brush.rectangle)[random.integers(2)]
+            shape((x, y, x + width, y + height), fill=tuple(random.integers(0, 256, 3).tolist()))
     return image
 
 
@@ -125,8 +124,9 @@ def _photo(seed: int) -> np.ndarray:
     """Noise with the spectrum of photographs, amplitude 1/f, mostly grey: float64 [SIDE, SIDE, 3], deviation 25."""
     random = np.random.default_rng(seed)
     frequencies = np.hypot(np.fft.fftfreq(SIDE)[:, None], np.fft.rfftfreq(SIDE)[None]) * SIDE
-    noise = np.fft.rfft2(random.normal(size=(SIDE, SIDE, 3)) + 2 * random.normal(size=(SIDE, SIDE, 1)), axes=(0, 1))
-    noise = np.fft.irfft2(noise / np.maximum(frequencies, 1)[..., None], s=(SIDE, SIDE), axes=(0, 1))
+    white = random.normal(size=(SIDE, SIDE, 3)) + 2 * random.normal(size=(SIDE, SIDE, 1))
+    spectrum = np.fft.rfft2(white, axes=(0, 1)) / np.maximum(frequencies, 1)[..., None]
+    noise = np.fft.irfft2(spectrum, s=(SIDE, SIDE), axes=(0, 1))
     return noise * (25 / noise.std())
 
 
