@@ -53,10 +53,11 @@ class Join(layers.Layer):
 
         Args:
             features: float [n * pictures, F], of each product's pictures one after the other.
-            present: float [n, pictures], 1 where a product has a picture, 0 where not; one of them at least is 1.
+            present: float [n, pictures], 1 where a product has a picture, 0 where not.
 
         Returns:
-            float [n, F], or [n, pictures * F] for concat.
+            float [n, F], or [n, pictures * F] for concat. Of a row without pictures, which only fills a batch up, it is
+            finite: the loss of such a row is multiplied by 0.
         """
         count = features.shape[-1]
         features = ops.reshape(features, [-1, self.pictures, count])
@@ -67,7 +68,7 @@ class Join(layers.Layer):
             return ops.max(ops.where(weights > 0, features, ops.full_like(features, -6e4)), axis=1)
         if self.kind == 'gated':
             weights = weights * self.gate(self.squeeze(features))
-        return ops.sum(features * weights, axis=1) / ops.sum(weights, axis=1)
+        return ops.divide_no_nan(ops.sum(features * weights, axis=1), ops.sum(weights, axis=1))
 
     def compute_output_shape(self, features_shape: Any, present_shape: Any) -> tuple[int | None, int]:
         """[n, F], or [n, pictures * F]."""
