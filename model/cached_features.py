@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -92,7 +93,8 @@ class Cached:
         made = read_manifest(folder, weights_digest=weights_digest, dataset_digest=dataset_digest)
         self.features = 0
         self._paths = [storage.join(folder, file.name) for file in made.files]
-        self._files = [storage.open_read(path) for path in self._paths]
+        self._files = [os.open(path, os.O_RDONLY) for path in self._paths]
+        weakref.finalize(self, _close, self._files)
         parts: list[Columns] = []
         bar = progress.Progress(made.files, total=len(made.files), label='index the features', unit='shards')
         for number, file in enumerate(bar):
@@ -134,7 +136,7 @@ class Cached:
         features = np.zeros([len(numbers), PICTURES, self.features], '<f2')
         for row, (file, place, length) in zip(features, self._ranges(numbers), strict=True):
             memory = row.reshape(-1).view(np.uint8).data[:length]
-            if os.preadv(self._files[file].fileno(), [memory], place) != length:
+            if os.preadv(self._files[file], [memory], place) != length:
                 raise InputError(f'{self._paths[file]}: was cut off meanwhile; the same command makes it again')
         mask = np.arange(PICTURES) < self._pictures[numbers, None]
         return features, mask, self._label[numbers].astype(np.int64)
@@ -192,7 +194,7 @@ class Cached:
         """Reads batch after batch; the disk is told of the next one, so that it looks for many places at a time."""
         for now, following in itertools.pairwise(itertools.chain(numbers, [np.empty(0, np.int64)])):
             for file, place, length in self._ranges(following):
-                os.posix_fadvise(self._files[file].fileno(), place, length, os.POSIX_FADV_WILLNEED)
+                os.posix_fadvise(self._files[file], place, length, os.POSIX_FADV_WILLNEED)
             yield self.read(now)
 
     def _ranges(self, numbers: np.ndarray) -> Iterator[tuple[int, int, int]]:
@@ -226,3 +228,8 @@ def _training_order(count: int, *, seed: int, batch_size: int, start_step: int) 
             pending = np.concatenate([pending, hashing.permutation(count, seed, number)])
         yield pending[:batch_size]
         pending = pending[batch_size:]
+
+
+def _close(files: list[int]) -> None:
+    for file in files:
+        os.close(file)

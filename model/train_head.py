@@ -1,7 +1,7 @@
 """Trains on cached features to see whole products: `python -m model.train_head --from_run=runs/default`
 
 Of a finished run of single pictures it keeps the network as it is and learns, within minutes, how the features of a
-product's one to four pictures are joined, and the dense layers anew. What model.features hasn't cached of train and val it
+product's one to four pictures are joined, and its dense layers. What model.features hasn't cached of train and val it
 caches first. It ends with a run as of model.train --pictures=4 --fewer_pictures, logits of val and test included, which
 all other programs take; model.train --weights=FOLDER can go on with all layers. SIGTERM and Ctrl-C save a checkpoint
 before they end it. The same command goes on with an interrupted run, and leaves a finished one as it is.

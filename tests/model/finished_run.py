@@ -18,17 +18,19 @@ from tests import shards as small
 from tests.model import tiny
 
 
-def write(run_dir: Path, label_map: Categories, *, seed: int) -> None:
+def write(run_dir: Path, label_map: Categories, *, seed: int, image_size: int = 16) -> None:
     """A run of this label map, as model.train leaves it."""
-    write_model(run_dir, seed=seed, classes=len(label_map))
+    write_model(run_dir, seed=seed, classes=len(label_map), image_size=image_size)
     categories.write(label_map, str(run_dir))
 
 
-def write_model(run_dir: Path, *, seed: int, classes: int = small.CATEGORIES, name: str = runs.MODEL_NAME) -> None:
+def write_model(
+    run_dir: Path, *, seed: int, classes: int = small.CATEGORIES, name: str = runs.MODEL_NAME, image_size: int = 16
+) -> None:
     """The settings and one model of a run."""
     keras.utils.set_random_seed(seed)
     with tiny.known():
-        network = backbone.build('tiny', image_size=16, width=1)
+        network = backbone.build('tiny', image_size=image_size, width=1)
     model = classifier.build(network, classes=classes)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):  # else nothing gets far from its first logits
