@@ -20,9 +20,11 @@ from tests import shards as small
 from tests.model import tiny
 
 
-def write(run_dir: Path, label_map: Categories, *, seed: int, options: Options = classifier.PLAIN) -> None:
+def write(
+    run_dir: Path, label_map: Categories, *, seed: int, options: Options = classifier.PLAIN, image_size: int = 16
+) -> None:
     """A run of this label map, as model.train leaves it."""
-    write_model(run_dir, seed=seed, classes=len(label_map), options=options)
+    write_model(run_dir, seed=seed, classes=len(label_map), options=options, image_size=image_size)
     categories.write(label_map, str(run_dir))
 
 
@@ -33,11 +35,12 @@ def write_model(
     classes: int = small.CATEGORIES,
     name: str = runs.MODEL_NAME,
     options: Options = classifier.PLAIN,
+    image_size: int = 16,
 ) -> None:
     """The settings and one model of a run."""
     keras.utils.set_random_seed(seed)
     with tiny.known():
-        network = backbone.build('tiny', image_size=16, width=1)
+        network = backbone.build('tiny', image_size=image_size, width=1)
     model = classifier.build(network, classes=classes, options=options)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):  # else nothing gets far from its first logits
