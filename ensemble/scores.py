@@ -80,9 +80,9 @@ def gain_over_seeds(correct: np.ndarray, over: np.ndarray, *, seed: int = SEED) 
     the same column are alike to it, and of the at most 3^S kinds of columns how many are drawn is multinomial: so these
     numbers are drawn, as in gain().
 
-    With one seed it is gain(). Where seeds differ only in which products they get right, the interval is too wide (it
-    holds the truth in 98 to 100 of 100 cases, not 95); where one seed is better than another on the whole by more than
-    the products tell, three seeds are too few to know it, and the interval is too narrow (70 to 80 of 100).
+    With one seed it is gain(). Of three seeds that differ only in which products they get right, the interval is too
+    wide: it holds the truth in 98 to 100 of 100 cases, not 95. Where one seed is better than another on the whole, by
+    much more than the products tell, three are too few to know by how much, and it is too narrow: 75 of 100.
     """
     seeds, count = correct.shape
     if not count:
