@@ -143,7 +143,7 @@ def _correct(
     plan: Plan, experiment: Experiment, stores: Sequence[str], solution: Solution | None
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """The products, int64 [P], and which of them are right, bool [P]; None if they aren't all of the split."""
-    opened = reduction.openstores(stores)
+    opened = reduction.open_stores(stores)
     if opened.part:
         return None
     mixture = Mixture(plan.rule, weights=(1.0,) * len(stores), across=experiment.across)

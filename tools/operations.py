@@ -1,7 +1,7 @@
 """Counts what networks compute, for plans of time: `python -m tools.operations xception resnet50 densenet169`
 
 Names of backbones follow the flags; none means all. The table has each network's parameters and the multiply-adds of a
-forward pass of one picture, counted on its graph; a training step is three times as many where all layers learn. With
+forward pass of one picture, counted layer by layer; a training step is three times as many where all layers learn. With
 --images and --teraflops also the hours that so many pictures take, a multiply-add being two operations.
 """
 
