@@ -30,6 +30,8 @@ TYPED = [
     ('tools.inspect_shards --grid=products.png', ''),
     ('tools.browse_shards', ''),
     ('model.train --flagfile=noaug.flags', TINY),
+    ('model.features --run_dir=runs/noaug --split=test', ''),
+    ('model.train_head --from_run=runs/noaug --run_dir=runs/head', '--micro_batch=32 --accumulate=1 --epochs=0.2'),
     ('model.train --flagfile=aug.flags', TINY),
     ('model.train --flagfile=demo.flags --run_dir=runs/other --seed=1', TINY),
     ('model.train --flagfile=demo.flags', TINY),
