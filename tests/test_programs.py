@@ -36,7 +36,12 @@ TOLD = {
     'tools.report': ('--table',),
     'tools.classify': ('picture.jpg',),
 }
-NOT_NEEDED = {('model.train', 'run_dir'), ('tools.export', 'shards_dir'), ('tools.report', 'shards_dir')}
+NOT_NEEDED = {
+    ('model.train', 'run_dir'),
+    ('model.train_head', 'run_dir'),
+    ('tools.export', 'shards_dir'),
+    ('tools.report', 'shards_dir'),
+}
 
 
 class Said(NamedTuple):

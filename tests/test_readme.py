@@ -28,6 +28,8 @@ TYPED = [
     ('tools.inspect_shards --grid=products.png', ''),
     ('tools.browse_shards', ''),
     ('model.train --flagfile=noaug.flags', TINY),
+    ('model.features --run_dir=runs/noaug --split=test', ''),
+    ('model.train_head --from_run=runs/noaug --run_dir=runs/head', '--micro_batch=32 --accumulate=1 --epochs=0.2'),
     ('model.train --flagfile=aug.flags', TINY),
     (
         'model.train --flagfile=aug.flags --run_dir=runs/p2 --weights=runs/aug --pictures=2 --epochs=2 '

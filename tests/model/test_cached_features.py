@@ -35,7 +35,7 @@ def folder(rows, tmp_path) -> Path:
         logits.write_shard(str(path), name, some, split='train', kind='features')
         for name, some in zip(names, rows, strict=True)
     ]
-    about = {'split': 'train', 'tta': 1, 'seed': 0, **DIGESTS}
+    about: dict = {'split': 'train', 'tta': 1, 'seed': 0, **DIGESTS}
     logits.finish(str(path), files, categories=stores.label_map(FEATURES), kind='features', **about)
     return path
 

@@ -211,7 +211,7 @@ def test_it_learns_what_no_picture_tells_alone(tmp_path, capsys):
     assert 'accuracy on all 16 validation products: 1.0000' in capsys.readouterr().out
     rows = read(tmp_path / 'head')
     np.testing.assert_array_equal(rows.logits.argmax(axis=1), rows.label)
-    np.testing.assert_array_equal(rows.pictures, 2)
+    assert rows.pictures is not None and set(rows.pictures.tolist()) == {2}
 
 
 @pytest.mark.parametrize('moment', ['update 1', 'update 4', 'end 0'])
@@ -271,10 +271,9 @@ def test_a_finished_run_is_left_as_it_is(shards, one, head, capsys):
         ('--decay_at=x', UsageError, "--decay_at: 'x' must be a number of passes"),
     ],
 )
-def test_what_would_make_another_run_is_refused(shards, one, head, tmp_path, flag, error, message):
-    run_dir = tmp_path / 'new' if 'must' in message else head
+def test_what_would_make_another_run_is_refused(shards, one, head, flag, error, message):
     with pytest.raises(error, match=message):
-        train_head.main(arguments(shards, one, run_dir, flag))
+        train_head.main(arguments(shards, one, head, flag))
 
 
 def test_other_weights_than_it_began_with_are_refused(shards, one, head, tmp_path):
