@@ -55,7 +55,9 @@ def build(*, image_size: int, width: float) -> Backbone:
     x = layers.ZeroPadding2D(1, name='pool1_pad')(x)  # after a ReLU zeros are as good as PyTorch's minus infinity
     x = layers.MaxPooling2D(3, strides=2, name='pool1')(x)
     for stage, (blocks, bottleneck, residual, added) in zip(BLOCKS[1:], STAGES, strict=True):
-        sizes = Sizes(GROUPS * max(1, round(bottleneck * width / GROUPS)), scaled(residual, width), scaled(added, width))
+        sizes = Sizes(
+            GROUPS * max(1, round(bottleneck * width / GROUPS)), scaled(residual, width), scaled(added, width)
+        )
         x = _block(x, sizes, name=f'{stage}_block1', projects=True, strides=1 if stage == 'conv2' else 2)
         for number in range(2, blocks + 1):
             x = _block(x, sizes, name=f'{stage}_block{number}')

@@ -158,7 +158,7 @@ def with_title(
 ) -> tuple[keras.Model, backbone.Backbone]:
     """A small classifier of pictures and bands: logits [n, C]."""
     network = backbone.build('xception_small', image_size=size, width=width)
-    plain = classifier.build(network, classes=len(uses), dropout=0)
+    plain = classifier.build(network, classes=len(uses))
     branch = title.branch(width=title_width)
     logits = title.add(plain.output, branch.output, uses=uses)
     return keras.Model([network.model.input, branch.input], logits), network

@@ -1,22 +1,18 @@
 """A plan is run, gone on with and measured: commands, signals, the arithmetic of the table."""
 
 import csv
-import json
 import math
 import os
 import signal
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ensemble import logits
 from ensemble.logits import Rows
 from model import runs
-from pipeline import split
 from pipeline.errors import InputError, UsageError
 from tests import shards as small
 from tests.commands import following
@@ -116,7 +112,9 @@ def test_what_is_done_is_known_by_all_that_decides_it(plan, options, tmp_path):
     (tmp_path / 'mine.toml').write_text((PLAN % 1).replace("'--weights=none'", "'--weights=none', '--dropout=0.1'"))
     changed = experiment_runs.trainings(experiment_plan.read(plan.path), options)
     for one in changed[:2]:
-        with pytest.raises(InputError, match=f'^{one.run_dir}: was made by other flags, from other weights or on other'):
+        with pytest.raises(
+            InputError, match=f'^{one.run_dir}: was made by other flags, from other weights or on other'
+        ):
             one.finished()
 
 

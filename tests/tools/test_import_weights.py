@@ -53,7 +53,7 @@ def main(monkeypatch, tmp_path, capsys):
 def filled(name: str, path: str, width: float = NARROW) -> Backbone:
     """A network whose weights are those of a file, by what --weights does."""
     network = built(name, width)
-    model = classifier.build(network, classes=10, dropout=0)
+    model = classifier.build(network, classes=10)
     model.set_weights([np.zeros_like(value) for value in model.get_weights()])  # nothing stays of the file before
     said = classifier.load_weights(model, network, path)
     layers = sum(bool(layer.weights) for layer in model.layers)
@@ -154,7 +154,11 @@ def test_numbers_of_another_precision_are_taken(first_layers, dtype):
         ('features.conv2_1.c1x1_a.bn.bias', np.zeros(8, 'f'), 'features.conv2_1.c1x1_a.bn.bias has no place'),
         ('features.conv1_1.conv.weight', np.zeros([8, 3, 3, 3], 'f'), r'has shape \[8, 3, 3, 3\], not \[8, 3, 7, 7\]'),
         ('features.conv1_1.conv.weight', np.zeros([7, 7, 3, 8], 'f'), r'has shape \[7, 7, 3, 8\], not \[8, 3, 7, 7\]'),
-        ('features.conv1_1.bn.weight', np.zeros([8, 1], 'f'), r'features.conv1_1.bn.weight has shape \[8, 1\], not \[8\]'),
+        (
+            'features.conv1_1.bn.weight',
+            np.zeros([8, 1], 'f'),
+            r'features.conv1_1.bn.weight has shape \[8, 1\], not \[8\]',
+        ),
         ('features.conv1_1.bn.weight', np.full(8, np.nan, 'f'), 'bn.weight has numbers that are not finite'),
     ],
 )
@@ -186,13 +190,15 @@ def test_flags_that_make_no_sense_are_bad_usage(words, message):
 
 def test_without_safetensors_it_says_how_to_install_it(first_layers, monkeypatch):
     monkeypatch.setitem(sys.modules, 'safetensors', None)
-    with pytest.raises(InputError, match=r"model.safetensors: needs the package safetensors: pip install .*'.\[import\]'"):
+    with pytest.raises(
+        InputError, match=r"model.safetensors: needs the package safetensors: pip install .*'.\[import\]'"
+    ):
         import_tensors(first_layers)
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_asking_for_imagenets_weights_names_this_program(name):
     network = Backbone(built(name).model, (), backbone.from_pytorch(name))
-    model = classifier.build(network, classes=10, dropout=0)
+    model = classifier.build(network, classes=10)
     with pytest.raises(InputError, match=f'python -m tools.import_weights --backbone={name}.*--weights=PATH'):
         classifier.load_weights(model, network, 'imagenet')
