@@ -89,9 +89,7 @@ def build(backbone: Backbone, *, classes: int, options: Options = PLAIN) -> kera
     logits = head(features, classes=classes, options=options)
     if titles is not None:
         uses = np.ones(classes, bool) if options.title_uses is None else options.title_uses
-        logits = layers.Add(name='sum', dtype='float32')(
-            [logits, title.Head(uses.tolist(), name='title_logits')(titles)]
-        )
+        logits = title.add(logits, titles, uses=uses.tolist())
     return keras.Model(given if len(given) > 1 else given[0], logits)
 
 

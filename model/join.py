@@ -8,6 +8,7 @@ import keras
 from keras import layers, ops
 
 KINDS = ('concat', 'mean', 'max', 'gated')
+LOWEST = -6e4  # below any feature, and finite in float16
 
 
 @keras.saving.register_keras_serializable(package='model')
@@ -56,8 +57,7 @@ class Join(layers.Layer):
             present: float [n, pictures], 1 where a product has a picture, 0 where not.
 
         Returns:
-            float [n, F], or [n, pictures * F] for concat. Of a row without pictures, which only fills a batch up, it is
-            finite: the loss of such a row is multiplied by 0.
+            float [n, F], or [n, pictures * F] for concat; zeros for rows without a picture, which fill up a batch.
         """
         count = features.shape[-1]
         features = ops.reshape(features, [-1, self.pictures, count])
@@ -65,7 +65,8 @@ class Join(layers.Layer):
         if self.kind == 'concat':
             return ops.reshape(features * weights, [-1, self.pictures * count])
         if self.kind == 'max':
-            return ops.max(ops.where(weights > 0, features, ops.full_like(features, -6e4)), axis=1)
+            highest = ops.max(ops.where(weights > 0, features, ops.full_like(features, LOWEST)), axis=1)
+            return highest * ops.max(weights, axis=1)
         if self.kind == 'gated':
             squeezed = ops.relu(ops.matmul(features, self.squeeze) + self.squeeze_bias)
             weights = weights * ops.sigmoid(ops.matmul(squeezed, self.gate) + self.gate_bias)

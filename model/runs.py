@@ -16,13 +16,17 @@ runs/latest               -> the last finished run
 from __future__ import annotations
 
 import json
+import math
 import os
 import uuid
+import zipfile
 from collections.abc import Sequence
 from typing import Any
 
+import h5py
 import keras
 
+from model.grouped_conv import GroupedConv2D
 from pipeline import categories, storage
 from pipeline.categories import Categories
 from pipeline.errors import InputError, UsageError, one_line
@@ -135,6 +139,29 @@ def finished_model(run_dir: str, *, best: bool = False) -> str:
     return path
 
 
+def parameters(run_dir: str) -> int:
+    """How many parameters a finished run's classifier has, as Keras counts them, without making the classifier.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    path = finished_model(run_dir)
+    counts: list[int] = []
+
+    def add(name: str, found: Any) -> None:
+        if isinstance(found, h5py.Dataset) and 'seed_generator' not in name:
+            counts.append(math.prod(found.shape))
+
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open('model.weights.h5') as file, h5py.File(file) as weights:
+            weights['layers'].visititems(add)
+    except (zipfile.BadZipFile, OSError, KeyError) as error:
+        raise InputError(
+            f'{path}: damaged ({one_line(error)}); remove it, and train again with the same command'
+        ) from None
+    return sum(counts)
+
+
 def load_model(run_dir: str, *, best: bool = False) -> keras.Model:
     """Reads the classifier of a finished run.
 
@@ -143,7 +170,7 @@ def load_model(run_dir: str, *, best: bool = False) -> keras.Model:
     """
     path = finished_model(run_dir, best=best)
     try:
-        return keras.models.load_model(path, compile=False)
+        return keras.models.load_model(path, custom_objects={'GroupedConv2D': GroupedConv2D}, compile=False)
     except (ValueError, OSError, KeyError) as error:
         raise InputError(
             f'{path}: damaged ({one_line(error)}); remove it, and train again with the same command'

@@ -133,14 +133,14 @@ def markdown(rows: Sequence[Row], products: str) -> str:
         rows: what was measured of one store or more, of the same products.
         products: which, as Runs.products.
     """
-    blocks = [told(rows, products), _markdown(overview(rows)), _markdown(gains(rows))]
+    blocks = [told(rows, products), text(overview(rows)), text(gains(rows))]
     for store in dict.fromkeys(row.store for row in rows):
         its = [row for row in rows if row.store == store]
-        blocks += [f'### {store.title}', _markdown(comparison(its)), _markdown(parts(its))]
+        blocks += [f'### {store.title}', text(comparison(its)), text(parts(its))]
     return '\n\n'.join(blocks) + '\n'
 
 
-def _markdown(grid: Grid) -> str:
+def text(grid: Grid) -> str:
     """A Markdown table whose columns stand under each other as plain text too."""
     lines = [[cell.text if isinstance(cell, Cell) else cell for cell in line] for line in grid.lines]
     widths = [max(map(len, column)) for column in zip(grid.head, *lines, strict=True)]
