@@ -184,6 +184,7 @@ def _check_flags() -> None:
     for name in PREDICT.value:
         if name not in split.SPLITS:
             raise UsageError(f'--predict={name}: the splits are {", ".join(split.SPLITS)}')
+    stages.parse_points(DECAY_AT.value, flag='--decay_at')  # before the features are cached
     if os.path.realpath(FROM_RUN.value) == os.path.realpath(RUN_DIR.value):
         raise UsageError(f'--run_dir={RUN_DIR.value}: is --from_run; the new run needs a folder of its own')
 
