@@ -46,6 +46,8 @@ def test_the_count_is_that_of_the_profiler():
     traced = tf.function(lambda image: made(image, training=False)).get_concrete_function(tf.TensorSpec([1, 64, 64, 3]))
     constants = convert_variables_to_constants_v2(traced).graph
     with constants.as_default():
-        options = tf.compat.v1.profiler.ProfileOptionBuilder(tf.compat.v1.profiler.ProfileOptionBuilder.float_operation())
+        options = tf.compat.v1.profiler.ProfileOptionBuilder(
+            tf.compat.v1.profiler.ProfileOptionBuilder.float_operation()
+        )
         found = tf.compat.v1.profiler.profile(constants, options=options.with_empty_output().build())
     assert 1 <= found.total_float_ops / (2 * operations.multiply_adds(made)) < 1.15

@@ -94,7 +94,10 @@ TWO = f"{ONE}[[experiment]]\nname = 'b'\n"
         (f"{TWO}combine = 'a'\nflags = ['--width=2']\n", ': experiment b: combine: nothing is trained for it'),
         (f"{TWO}weights = 'a'\nflags = ['--weights=none']\n", ': experiment b: flags: --weights is what the key'),
         (f"{TWO}weights = 'b'\n", ': experiment b: weights: needs a run of b, which must stand before it'),
-        (f"{ONE}weights = 'b'\n[[experiment]]\nname = 'b'\nweights = 'a'\n", ': experiment a: weights: needs a run of b'),
+        (
+            f"{ONE}weights = 'b'\n[[experiment]]\nname = 'b'\nweights = 'a'\n",
+            ': experiment a: weights: needs a run of b',
+        ),
         (f"{TWO}combine = 'a'\n[[experiment]]\nname = 'c'\ncombine = 'b'\n", ': experiment c: combine: b has no run'),
         (f"{ONE}seeds = 1\n[[experiment]]\nname = 'b'\nweights = 'a'\n", ': experiment b: seeds: a has fewer'),
     ],

@@ -116,7 +116,9 @@ def test_what_is_done_is_known_by_all_that_decides_it(plan, options, tmp_path):
     (tmp_path / 'mine.toml').write_text((PLAN % 1).replace("'--weights=none'", "'--weights=none', '--dropout=0.1'"))
     changed = experiment_runs.trainings(experiment_plan.read(plan.path), options)
     for one in changed[:2]:
-        with pytest.raises(InputError, match=f'^{one.run_dir}: was made by other flags, from other weights or on other'):
+        with pytest.raises(
+            InputError, match=f'^{one.run_dir}: was made by other flags, from other weights or on other'
+        ):
             one.finished()
 
 
