@@ -64,7 +64,7 @@ def test_a_documented_command_is_understood(command, monkeypatch):
         assert words == ['front.jpg', 'back.jpg']
     elif command.startswith('tools.bench'):
         assert set(words) <= set(bench.PARTS)
-    elif command.startswith('tools.operations'):
+    elif command.startswith('tools.count_operations'):
         assert set(words) <= {*names(), 'densenet161', 'dpn92'}
     elif command.startswith('tools.report'):
         assert all(word.startswith('runs/') for word in words)

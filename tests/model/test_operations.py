@@ -4,7 +4,6 @@ import keras
 import pytest
 import tensorflow as tf
 from keras import layers
-
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from model import backbone, classifier, operations

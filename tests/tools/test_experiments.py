@@ -1,22 +1,18 @@
 """A plan is run, gone on with and measured: commands, signals, the arithmetic of the table."""
 
 import csv
-import json
 import math
 import os
 import signal
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ensemble import logits
 from ensemble.logits import Rows
 from model import runs
-from pipeline import split
 from pipeline.errors import InputError, UsageError
 from tests import shards as small
 from tests.commands import following
@@ -202,7 +198,7 @@ def call(tmp_path):
     small.write(tmp_path / 'shards', train=48, val=12)
     (tmp_path / 'site').mkdir()
     (tmp_path / 'site' / 'sitecustomize.py').write_text(
-        'from tests.model import tiny\ntiny.PATHS.append(%r)\n' % str(ROOT / 'tests' / 'model' / 'backbones')
+        f'from tests.model import tiny\ntiny.PATHS.append({str(ROOT / "tests" / "model" / "backbones")!r})\n'
     )
     environment = os.environ | {'PYTHONPATH': f'{tmp_path}/site:{ROOT}', 'CUDA_VISIBLE_DEVICES': ''}
 

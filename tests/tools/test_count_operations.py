@@ -7,13 +7,13 @@ import pytest
 from pipeline.errors import UsageError
 from tests.commands import following
 from tests.model import tiny
-from tools import operations
+from tools import count_operations
 
 
 def test_the_hours_are_those_of_three_passes_of_two_operations_each(capsys):
     words = ['--image_size=32', '--categories=10', '--images=1e9', '--teraflops=0.001']
     with tiny.known():
-        operations.main(['operations', *words, 'tiny'])
+        count_operations.main(['count_operations', *words, 'tiny'])
     said = capsys.readouterr().out
     (line,) = re.findall('^tiny.*$', said, re.MULTILINE)
     # 15 places of 15 of 3 channels to 8, 7 of 7 of 8 to 8, and the dense layer.
@@ -26,4 +26,4 @@ def test_the_hours_are_those_of_three_passes_of_two_operations_each(capsys):
 
 def test_an_unknown_network_is_answered_with_those_there_are():
     with pytest.raises(UsageError, match='--backbone=vgg: no such backbone; known are .*xception'):
-        operations.main(['operations', 'vgg'])
+        count_operations.main(['count_operations', 'vgg'])
