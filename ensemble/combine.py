@@ -282,14 +282,10 @@ def _combine(
         kaggle = 'upload it to https://www.kaggle.com/c/cdiscount-image-classification-challenge'
         program.last_line(f'wrote {path}: {len(found):,} products', then=kaggle)
     elif stores.split == 'test':
-        program.last_line(f'{written}; no {submission.NAME}, which needs all products', then=_joined(stores))
+        others = f'name the stores of the others too, joined by {JOINT}: --logits={stores.names[0]}{JOINT}...'
+        program.last_line(f'{written}; no {submission.NAME}, which needs all products', then=others)
     else:
         program.last_line(written, then=_command(way.rule, stores))
-
-
-def _joined(stores: Stores) -> str:
-    """How a submission is made of a part of the products."""
-    return f'name the stores of the others too, joined by {JOINT}: --logits={stores.names[0]}{JOINT}...'
 
 
 def _find_known(engine: Engine, stores: Stores, shards_dir: str, *, output_dir: str) -> Known:
@@ -390,8 +386,9 @@ def _report_all(correct: dict[str, np.ndarray], several: np.ndarray, *, path: st
             f'{name:8}  {every.value:8.4f}  {every.low:.4f} to {every.high:.4f}  {every.count:10,}'
             f'  {some.value:11.4f}  {some.count:10,}'
         )
-    gain = scores.gain(correct['product'][several], correct['first'][several])
-    print(f'with two pictures or more, product gains {gain} over first')
+    if several.any():
+        gain = scores.gain(correct['product'][several], correct['first'][several])
+        print(f'with two pictures or more, product gains {gain} over first')
     _write_table(table, path)
 
 

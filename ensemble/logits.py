@@ -31,6 +31,9 @@ rest equally. Nothing else about a row is lost, so every rule works on it unchan
 
 A store of a model that looks at whole products has one row a product and view, with image_index 0, and besides
 `pictures` (int64 [n]: how many the product has). It may hold only some of the products (routing.py joins such stores).
+
+A store of features (kind FEATURES, in the run's folder features/) is the same of what the network's dense layers take:
+its `logits` are float16 [n, F], as they are.
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ from pipeline.categories import write as write_categories
 from pipeline.errors import InputError
 from pipeline.manifest import FileInfo, Manifest
 
-KIND = 'logits'
+KIND, FEATURES = logits_folder.KINDS
 # 256 rows of 5,270 classes in float16 are 2.7 MB: far above the cost of a call, and the few float32 copies that a rule
 # makes of a block (5.4 MB each) stay in a core's share of the cache: rules are a tenth faster than on 1,024 rows.
 BLOCK_ROWS = 256
@@ -118,7 +121,9 @@ class Rows:
         return Rows(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in columns})
 
 
-def write_shard(folder: str, name: str, rows: Rows | Iterable[Rows], *, split: str, top_k: int = 0) -> FileInfo:
+def write_shard(
+    folder: str, name: str, rows: Rows | Iterable[Rows], *, split: str, top_k: int = 0, kind: str = KIND
+) -> FileInfo:
     """Writes one file of a store, whole or not at all; its bytes don't depend on how the rows were batched.
 
     Args:
@@ -127,6 +132,7 @@ def write_shard(folder: str, name: str, rows: Rows | Iterable[Rows], *, split: s
         rows: the rows in the dataset's order; a product may go on from one batch to the next.
         split: val or test.
         top_k: how many of each row's logits are kept, fewer than C; 0: all.
+        kind: what they are, KIND or FEATURES.
 
     Returns:
         The manifest's entry, for finish().
@@ -141,7 +147,7 @@ def write_shard(folder: str, name: str, rows: Rows | Iterable[Rows], *, split: s
     row_count = size = 0
     with storage.atomic_writer(storage.join(folder, name)) as file:
         for block in _blocks([rows] if isinstance(rows, Rows) else rows):
-            _check_block(block, seen)
+            _check_block(block, seen, kind=kind)
             record = records.frame([_encode(block, top_k)])
             file.write(record)
             checksum.update(record)
@@ -165,6 +171,7 @@ def finish(
     fewer_pictures: bool = False,
     dataset_products: int | None = None,
     order_seed: int | None = None,
+    kind: str = KIND,
 ) -> Manifest:
     """Writes categories.csv, then manifest.json: the last step of making a store.
 
@@ -185,6 +192,7 @@ def finish(
             there were any of a part.
         order_seed: the dataset's seed: products stand in order of split.order_hashes(product_id, seed=order_seed), then
             of product_id. None: it isn't known.
+        kind: what was written, KIND or FEATURES.
 
     Raises:
         ValueError: the store is of a part of the products, and isn't told of which dataset's.
@@ -205,18 +213,19 @@ def finish(
         'dataset_products': dataset_products,
         'order_seed': order_seed,
     }
-    manifest = Manifest(KIND, about, tuple(sorted(files, key=lambda file: file.name)))
+    manifest = Manifest(kind, about, tuple(sorted(files, key=lambda file: file.name)))
     write_categories(categories, folder)
     manifest_lib.write(manifest, folder)
     return manifest
 
 
-def read_manifest(folder: str, *, check_files: bool = True) -> Manifest:
+def read_manifest(folder: str, *, check_files: bool = True, kind: str = KIND) -> Manifest:
     """What a finished store holds.
 
     Args:
         folder: the store's folder.
         check_files: whether all listed files must be there in their lengths.
+        kind: what it must hold, KIND or FEATURES.
 
     Raises:
         InputError: there is no finished store in the folder; names the command that makes it, or the stores in folders
@@ -225,12 +234,12 @@ def read_manifest(folder: str, *, check_files: bool = True) -> Manifest:
     if not storage.exists(storage.join(folder, manifest_lib.NAME)):
         stores = storage.folders_with(folder, manifest_lib.NAME)
         if stores:
-            raise InputError(f'{folder}: is no store of logits; name one of its stores: {", ".join(stores[:5])}')
-    return manifest_lib.read(folder, kind=KIND, remedy=logits_folder.command(folder), check_files=check_files)
+            raise InputError(f'{folder}: is no store of {kind}; name one of its stores: {", ".join(stores[:5])}')
+    return manifest_lib.read(folder, kind=kind, remedy=logits_folder.command(folder), check_files=check_files)
 
 
-def read_shard(folder: str, file: FileInfo) -> Iterator[Rows]:
-    """Yields the blocks of one file, in order.
+def read_shard(folder: str, file: FileInfo, *, kind: str = KIND) -> Iterator[Rows]:
+    """Yields the blocks of one file, in order, of logits or of features.
 
     Raises:
         InputError: a record is damaged or cut short, or the file isn't the one that the manifest lists.
@@ -246,7 +255,7 @@ def read_shard(folder: str, file: FileInfo) -> Iterator[Rows]:
                     break
                 rows = _decode(data)
             except (ValueError, KeyError, IndexError) as error:
-                raise InputError(f'{path}: record {number} is damaged ({error}); make the logits again') from None
+                raise InputError(f'{path}: record {number} is damaged ({error}); make the {kind} again') from None
             place += HEAD_BYTES + len(data) + TAIL_BYTES
             row_count += len(rows)
             number += 1
@@ -254,8 +263,34 @@ def read_shard(folder: str, file: FileInfo) -> Iterator[Rows]:
     if row_count != file.images or checksum.hexdigest().decode() != file.crc32c:
         raise InputError(
             f'{path}: its {row_count} rows or their checksum are not what the manifest lists ({file.images} rows); '
-            'make the logits again'
+            f'make the {kind} again'
         )
+
+
+def index_shard(folder: str, file: FileInfo, *, kind: str = KIND) -> Iterator[tuple[Rows, int]]:
+    """Yields the blocks of one file and where in it their logits begin, in bytes.
+
+    Of a local file only the pages that are looked at are read: here those of the other columns. Checksums aren't
+    looked at; journal.is_sound() does that.
+
+    Raises:
+        InputError: a record is damaged or cut short, or the rows aren't as many as the manifest lists.
+    """
+    path = storage.join(folder, file.name)
+    row_count = place = 0
+    with storage.open_ranges(path) as source:
+        while place < source.size:
+            length = int.from_bytes(source.window(place, 8).tobytes(), 'little')
+            data = source.window(place + HEAD_BYTES, length)
+            try:
+                rows = _decode(data.data)
+            except (ValueError, KeyError, IndexError) as error:
+                raise InputError(f'{path}: byte {place}: damaged ({error}); make the {kind} again') from None
+            yield rows, place + HEAD_BYTES + rows.logits.ctypes.data - data.ctypes.data
+            place += HEAD_BYTES + length + TAIL_BYTES
+            row_count += len(rows)
+    if row_count != file.images:
+        raise InputError(f'{path}: has {row_count} rows, the manifest lists {file.images}; make the {kind} again')
 
 
 def _blocks(batches: Iterable[Rows]) -> Iterator[Rows]:
@@ -274,8 +309,8 @@ def _blocks(batches: Iterable[Rows]) -> Iterator[Rows]:
         yield pending
 
 
-def _check_block(block: Rows, seen: set[int]) -> None:
-    """Adds the block's products to `seen`; refuses one that was there, and logits that no rule can use."""
+def _check_block(block: Rows, seen: set[int], *, kind: str) -> None:
+    """Adds the block's products to `seen`; refuses one that was there, and values that nothing can be made of."""
     for product in block.product_id[block.starts()].tolist():
         if product in seen:
             raise ValueError(f'all rows of a product must be adjacent: product {product} comes back')
@@ -284,7 +319,7 @@ def _check_block(block: Rows, seen: set[int]) -> None:
     if not finite.all():
         product = block.product_id[np.argmin(finite)]
         raise InputError(
-            f'logits must be finite in float16 (up to 65,504), those of product {product} are not: the model has '
+            f'{kind} must be finite in float16 (up to 65,504), those of product {product} are not: the model has '
             'diverged; train it again with a lower learning rate'
         )
 

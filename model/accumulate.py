@@ -54,6 +54,11 @@ class AccumulatingModel(keras.Model):
         self.image_size = classifier.inputs[0].shape[1]
         self.built = True  # the classifier is; there is nothing more to build
 
+    @property
+    def whole(self) -> keras.Model:
+        """What a run keeps as its model."""
+        return self.classifier
+
     def compile(self, optimizer: keras.Optimizer) -> None:
         """Sets the optimizer of the variables that are trainable now.
 

@@ -23,6 +23,8 @@ from model.weights import HEAD, HEAD_DENSE
 from pipeline import storage
 from pipeline.errors import InputError, UsageError, one_line
 
+JOIN = 'join'
+HEAD_LAYERS = ('dropout', HEAD_DENSE, 'head_dropout', HEAD)  # all but the last only if they are asked for
 ACTIVATIONS = ('relu', 'elu', 'selu', 'gelu', 'silu')
 
 
@@ -81,25 +83,46 @@ def build(backbone: Backbone, *, classes: int, options: Options = PLAIN) -> kera
         given.append(branch.input)
         titles = branch.output
     if inputs.pictures:
-        features = join.Join(options.join, inputs.pictures, name='join')(features, present)
+        features = join.Join(options.join, inputs.pictures, name=JOIN)(features, present)
         if titles is not None:
             titles = join.Join(options.join, inputs.pictures, name='join_titles')(titles, present)
     logits = head(features, classes=classes, options=options)
     if titles is not None:
         uses = np.ones(classes, bool) if options.title_uses is None else options.title_uses
-        logits = layers.Add(name='sum', dtype='float32')([logits, title.Head(uses.tolist(), name='title_logits')(titles)])
+        logits = title.add(logits, titles, uses=uses.tolist())
     return keras.Model(given if len(given) > 1 else given[0], logits)
 
 
 def head(features: Any, *, classes: int, options: Options) -> Any:
     """The dense layers: features [n, F] -> logits float32 [n, classes]."""
     if options.dropout:
-        features = layers.Dropout(options.dropout, name='dropout')(features)
+        features = layers.Dropout(options.dropout, name=HEAD_LAYERS[0])(features)
     if options.units:
         features = layers.Dense(options.units, activation=options.activation, name=HEAD_DENSE)(features)
         if options.units_dropout:
-            features = layers.Dropout(options.units_dropout, name='head_dropout')(features)
+            features = layers.Dropout(options.units_dropout, name=HEAD_LAYERS[2])(features)
     return layers.Dense(classes, dtype='float32', name=HEAD)(features)
+
+
+def features_model(classifier: keras.Model) -> keras.Model:
+    """A backbone's part of a classifier of single pictures: pictures -> what its dense layers take, [n, features]."""
+    first = next(layer for layer in classifier.layers if layer.name in HEAD_LAYERS)
+    return keras.Model(classifier.input, first.input)
+
+
+def head_of(classifier: keras.Model) -> keras.Model:
+    """The other part of a classifier of products, its layers and weights shared with it.
+
+    Returns:
+        [features float32 [n * pictures, features], present float32 [n, pictures]] -> logits float32 [n, classes].
+    """
+    joined = classifier.get_layer(JOIN)
+    given = [keras.Input(joined.input[0].shape[1:], name='features'), keras.Input([joined.pictures], name='present')]
+    features = joined(*given)
+    for layer in classifier.layers:
+        if layer.name in HEAD_LAYERS:
+            features = layer(features)
+    return keras.Model(given, features)
 
 
 def _parted(features: Any, inputs: Inputs) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ import keras
 from keras import layers, ops
 
 KINDS = ('concat', 'mean', 'max', 'gated')
+LOWEST = -6e4  # below any feature, and finite in float16
 
 
 @keras.saving.register_keras_serializable(package='model')
@@ -34,29 +35,29 @@ class Join(layers.Layer):
             raise ValueError(f'kind must be one of {", ".join(KINDS)}, is {kind!r}')
         self.kind = kind
         self.pictures = pictures
-        self.squeeze: Any = None
-        self.gate: Any = None
 
     def build(self, features_shape: Any, present_shape: Any) -> None:
-        """Makes the gate's two layers."""
+        """Makes the gate's two layers.
+
+        Their weights are this layer's own: model/weights.py looks for those of a layer, not of layers within it.
+        """
         if self.kind == 'gated':
-            features, policy = features_shape[-1], self.dtype_policy
-            self.squeeze = layers.Dense(max(1, features // 2), activation='relu', name='squeeze', dtype=policy)
-            self.gate = layers.Dense(
-                features, activation='sigmoid', kernel_initializer='zeros', name='gate', dtype=policy
-            )
-            self.squeeze.build((None, self.pictures, features))
-            self.gate.build((None, self.pictures, max(1, features // 2)))
+            features = features_shape[-1]
+            units = max(1, features // 2)
+            self.squeeze = self.add_weight(name='squeeze', shape=[features, units])
+            self.squeeze_bias = self.add_weight(name='squeeze_bias', shape=[units], initializer='zeros')
+            self.gate = self.add_weight(name='gate', shape=[units, features], initializer='zeros')
+            self.gate_bias = self.add_weight(name='gate_bias', shape=[features], initializer='zeros')
 
     def call(self, features: Any, present: Any) -> Any:
         """Joins.
 
         Args:
             features: float [n * pictures, F], of each product's pictures one after the other.
-            present: float [n, pictures], 1 where a product has a picture, 0 where not; one of them at least is 1.
+            present: float [n, pictures], 1 where a product has a picture, 0 where not.
 
         Returns:
-            float [n, F], or [n, pictures * F] for concat.
+            float [n, F], or [n, pictures * F] for concat; zeros for rows without a picture, which fill up a batch.
         """
         count = features.shape[-1]
         features = ops.reshape(features, [-1, self.pictures, count])
@@ -64,10 +65,12 @@ class Join(layers.Layer):
         if self.kind == 'concat':
             return ops.reshape(features * weights, [-1, self.pictures * count])
         if self.kind == 'max':
-            return ops.max(ops.where(weights > 0, features, ops.full_like(features, -6e4)), axis=1)
+            highest = ops.max(ops.where(weights > 0, features, ops.full_like(features, LOWEST)), axis=1)
+            return highest * ops.max(weights, axis=1)
         if self.kind == 'gated':
-            weights = weights * self.gate(self.squeeze(features))
-        return ops.sum(features * weights, axis=1) / ops.sum(weights, axis=1)
+            squeezed = ops.relu(ops.matmul(features, self.squeeze) + self.squeeze_bias)
+            weights = weights * ops.sigmoid(ops.matmul(squeezed, self.gate) + self.gate_bias)
+        return ops.divide_no_nan(ops.sum(features * weights, axis=1), ops.sum(weights, axis=1))
 
     def compute_output_shape(self, features_shape: Any, present_shape: Any) -> tuple[int | None, int]:
         """[n, F], or [n, pictures * F]."""

@@ -44,6 +44,7 @@ class Options:
         save_seconds: time after which it saves a checkpoint within an artificial epoch.
         val_images: validation pictures, or products, after an artificial epoch.
         show_graph: whether TensorBoard gets the graph.
+        show_pictures: whether it gets the first pictures; there must be some in the batches.
         command: what goes on with the run, to be told where it is interrupted.
     """
 
@@ -53,7 +54,8 @@ class Options:
     history_steps: int
     save_seconds: float
     val_images: int
-    show_graph: bool
+    show_graph: bool = False
+    show_pictures: bool = True
     command: str = 'the same command'
 
 
@@ -181,7 +183,7 @@ class Loop:
         step = self.state.step
         self.model.optimizer.learning_rate = self.schedule.learning_rate_at(step)
         batch = next(stream)
-        if self.is_chief and step == 0:
+        if self.is_chief and step == 0 and self.options.show_pictures:
             self._show_pictures(batch)
         leave = tf.constant(float(self._signal != 0))
         found = {
@@ -222,7 +224,7 @@ class Loop:
         if found and found.accuracy > best:
             best = found.accuracy
             if self.is_chief:
-                runs.save_model(self.model.classifier, self.options.run_dir, name=runs.BEST_NAME)
+                runs.save_model(self.model.whole, self.options.run_dir, name=runs.BEST_NAME)
         self._move(epoch=self.state.epoch + 1, best_accuracy=best)
         if self.is_chief:
             told = f', validation accuracy {found.accuracy:.4f}, the best {best:.4f}' if found else ''

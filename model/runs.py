@@ -26,6 +26,7 @@ from typing import Any
 import h5py
 import keras
 
+from model.grouped_conv import GroupedConv2D
 from pipeline import categories, storage
 from pipeline.categories import Categories
 from pipeline.errors import InputError, UsageError, one_line
@@ -169,7 +170,7 @@ def load_model(run_dir: str, *, best: bool = False) -> keras.Model:
     """
     path = finished_model(run_dir, best=best)
     try:
-        return keras.models.load_model(path, compile=False)
+        return keras.models.load_model(path, custom_objects={'GroupedConv2D': GroupedConv2D}, compile=False)
     except (ValueError, OSError, KeyError) as error:
         raise InputError(
             f'{path}: damaged ({one_line(error)}); remove it, and train again with the same command'

@@ -4,8 +4,7 @@ Synopsis:
 
     band = title.crop(images, mode='text')      # uint8 [n, 180, 180, 3] -> float32 [n, 60, 180, 3]
     branch = title.branch()                     # a Keras model: band -> features
-    added = title.Head(title.uses(label_map, ['LIVRES']), name='title_logits')(branch.output)
-    logits = layers.Add()([logits, added])
+    logits = title.add(logits, branch.output, uses=title.uses(label_map, ['LIVRES']))
     classifier = keras.Model([picture, branch.input], logits)
 
 Pictures are cropped as they are decoded, before augmentation: mirrored letters teach nothing.
@@ -34,7 +33,8 @@ FLAG = '--title_levels'
 FILTERS = (32, 64, 128, 128, 256, 256)  # of the branch's layers
 HALVED_AFTER = (1, 3)  # of its separable convolutions
 
-# Found on the covers of tests/covers.py: of 18 settings tried these put most of the titles' rows into the band.
+# Chosen on 600 covers, harder ones than those of tests/covers.py, among 36 settings (contrasts 20 to 64, runs of 1 to 5
+# rows): within 0.2 points of the best, 97.3 % of the titles' rows. With a run of 1 it was 92 %, with a reach of 2 91 %.
 CONTRAST = 32  # grey levels by which a stroke stands out from both its sides, at least
 REACHES = (2, 4)  # pixels to either side at which that is looked at: strokes of up to 3 and 7 pixels
 RUN = 5  # rows that a stroke goes on for, at least, which the grain of photographs does not
@@ -48,7 +48,8 @@ def crop(images: Any, *, mode: str) -> Any:
     photographs seldom goes on for rows. Of bands with as many strokes the topmost is taken.
 
     Everything is whole numbers below 2^24 in float32, by operations that have GPU and XLA kernels: the same rows on
-    every device.
+    every device. Finding the text takes a million operations a picture where Xception's forward pass at 180 pixels
+    takes 5,700 million, and on 2 CPU cores 0.4 ms (0.15 ms under XLA), 0.3 % of its time.
 
     Args:
         images: uint8 [n, 180, 180, 3], decoded and not augmented.
@@ -107,11 +108,10 @@ def _windows() -> Any:
 
 
 def branch(*, width: float = 1) -> keras.Model:
-    """A network that reads: float32 [n, HEIGHT, 180, 3], 0..255 -> features float32 [n, F].
+    """A network that reads: float32 [n, HEIGHT, 180, 3], 0..255 -> features [n, F], F = 512 at width 1.
 
-    Sides are halved once by rows and columns before the first letters are told apart, and twice after, so that a
-    feature of the last layers sees some five letters. A word stands anywhere in the band: the highest of each feature says
-    whether it is there, the mean how much of it.
+    The band's sides are halved three times only, to 8 rows of 23 places, each of which sees 61 pixels: some five
+    letters. A word may stand at any of them: the highest of each feature says whether it is there, the mean how often.
 
     Args:
         width: times the filters.
@@ -156,23 +156,24 @@ class Head(layers.Layer):
         using = np.flatnonzero(self.uses)
         if not len(using):
             raise ValueError('uses must have a category that uses the title, and has none')
-        self._using = len(using)
-        # Columns are those that use it, then the others; where each category's is.
+        self._using, self._others = len(using), len(uses) - len(using)
+        # Where each category's column is: first come those that use it, then the others, a column each. To take one
+        # column for all of these would make the gradient a sum whose order a GPU leaves open.
         order = np.concatenate([using, np.flatnonzero(np.logical_not(self.uses))])
         self._columns = np.argsort(order).astype(np.int32)
 
     def build(self, input_shape: tuple[int | None, int]) -> None:
         """Makes the weights."""
         self.kernel = self.add_weight(name='kernel', shape=[input_shape[-1], self._using], initializer='zeros')
-        self.constant = self.add_weight(name='constant', shape=[], initializer='zeros')
+        if self._others:
+            self.constant = self.add_weight(name='constant', shape=[], initializer='zeros')
 
     def call(self, features: Any) -> Any:
         """The numbers to add to each picture's logits."""
         values = ops.matmul(features, self.kernel)
-        others = len(self.uses) - self._using
-        if not others:
-            return values + 0 * self.constant
-        constants = ops.broadcast_to(self.constant, [ops.shape(values)[0], others])
+        if not self._others:
+            return values
+        constants = ops.broadcast_to(self.constant, [ops.shape(values)[0], self._others])
         return ops.take(ops.concatenate([values, constants], axis=1), self._columns, axis=1)
 
     def compute_output_shape(self, input_shape: tuple[int | None, int]) -> tuple[int | None, int]:
@@ -181,7 +182,21 @@ class Head(layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """What makes it anew."""
-        return {**super().get_config(), 'uses': self.uses}
+        return {**super().get_config(), 'uses': list(self.uses)}
+
+
+def add(logits: Any, features: Any, *, uses: Sequence[bool]) -> Any:
+    """Logits with what the title adds, float32 under every precision.
+
+    Args:
+        logits: Keras tensor float32 [n, C].
+        features: Keras tensor [n, F], of the branch or of another network that looked at the band.
+        uses: bool [C], which categories use the title.
+
+    Returns:
+        Keras tensor float32 [n, C].
+    """
+    return layers.Add(dtype='float32', name='title_sum')([logits, Head(uses, name='title_logits')(features)])
 
 
 def uses(label_map: Categories, levels: Sequence[str]) -> np.ndarray:

@@ -277,7 +277,9 @@ def main(argv: list[str]) -> None:
 def _next() -> str:
     """The command that makes the most of the logits there are."""
     if 'test' in PREDICT.value or 'val' in PREDICT.value:
-        name, rule = ('test', 'product') if 'test' in PREDICT.value else ('val', 'all')
+        # What is of a part of the products alone makes no submission.
+        whole = not PICTURES.value or FEWER_PICTURES.value or 'val' not in PREDICT.value
+        name, rule = ('test', 'product') if 'test' in PREDICT.value and whole else ('val', 'all')
         folder = logits_folder.folder(RUN_DIR.value, name)
         is_default = os.path.realpath('runs/latest') == os.path.realpath(RUN_DIR.value) and name == 'test'
         return program.command('ensemble.combine', '--rule', rule, *(() if is_default else (f'--logits={folder}',)))

@@ -66,7 +66,7 @@ def train(shards: Shards, *, batch_size: int, products: Products | None = None, 
     begin = functools.partial(training_batches, shards, batch_size=batch_size, products=products, **options)
     begin()  # to refuse bad arguments now; nothing is read before the first batch is taken
     columns = [*_specs(batch_size, products, draws=True), ((batch_size,), tf.int64)]
-    return _as_dataset(begin, columns, tf.data.INFINITE_CARDINALITY)
+    return as_dataset(begin, columns, tf.data.INFINITE_CARDINALITY)
 
 
 def training_batches(
@@ -161,7 +161,7 @@ def evaluation(
             yield images, *_filled(batch_size, *mask, batch.rows.table['label'], np.ones(len(batch.rows), np.float32))
 
     columns = [*_specs(batch_size, products, draws=False), ((batch_size,), tf.int64), ((batch_size,), tf.float32)]
-    return _as_dataset(generate, columns, -(-total // batch_size))
+    return as_dataset(generate, columns, -(-total // batch_size))
 
 
 def views(
@@ -208,7 +208,7 @@ def views(
 
     total = _count(chunks) * tta
     columns = [*_specs(batch_size, products, draws=True), *[((batch_size,), tf.int64)] * 4]
-    return _as_dataset(generate, columns, -(-total // batch_size))
+    return as_dataset(generate, columns, -(-total // batch_size))
 
 
 def view_draws(seed: int, product_id: np.ndarray, image_index: np.ndarray, view: np.ndarray) -> np.ndarray:
@@ -266,10 +266,16 @@ def _filled(batch_size: int, *columns: np.ndarray, filler: int = 0) -> list[np.n
     ]
 
 
-def _as_dataset(
+def as_dataset(
     begin: Callable[[], Iterator[Any]], columns: Sequence[tuple[tuple[int, ...], Any]], cardinality: int
 ) -> tf.data.Dataset:
-    """What a generator yields, one batch ahead."""
+    """What a generator yields, one batch ahead.
+
+    Args:
+        begin: begins it.
+        columns: shape and type of each of what it yields.
+        cardinality: how many batches there are.
+    """
     signature = tuple(tf.TensorSpec(shape, dtype) for shape, dtype in columns)
     stream = tf.data.Dataset.from_generator(begin, output_signature=signature)
     stream = stream.apply(tf.data.experimental.assert_cardinality(cardinality)).prefetch(1)

@@ -10,7 +10,7 @@ category. Two categories more, under another name of level 1, are told by shape 
 
 from __future__ import annotations
 
-import io
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,9 +28,9 @@ FONTS = (
     'DejaVuSans', 'DejaVuSans-Bold', 'DejaVuSans-BoldOblique', 'DejaVuSans-Oblique', 'DejaVuSansMono-Bold',
     'DejaVuSerif', 'DejaVuSerif-Bold', 'DejaVuSerif-Italic', 'STIXGeneral', 'STIXGeneralBol', 'STIXGeneralBolIta',
 )  # fmt: skip
-TITLE_SIZES = (17, 27)  # points, which are pixels here: capitals of 12 to 19 pixels
+TITLE_SIZES = (19, 28)  # points, which are pixels here: capitals of 13 to 20 pixels
 SMALL_SIZES = (8, 12)
-AT_TOP = 0.7  # share of the covers whose title lies in the upper third
+AT_TOP = 0.8  # share of the covers whose title lies in the upper third
 AUTHORS = ('Anne Morel', 'Paul Vidal', 'L. Fabre', 'Jeanne Roux', 'B. Lambert', 'Marc Olivier', 'Claire Petit')
 SMALL_LINES = ('roman', 'tome 2', 'le grand succes', 'edition de poche', 'traduit de l anglais', 'prix du public')
 
@@ -70,7 +70,7 @@ def draw(seed: int, title: str) -> Cover:
         middle = random.uniform(size * 0.7, SIDE / 3 - size * 0.7)
     else:
         middle = random.uniform(SIDE / 3 + size * 0.7, SIDE - size * 0.7)
-    text = title if random.random() < 0.6 else title.capitalize()
+    text = title if random.random() < 0.75 else title.capitalize()
     rows = _print(image, random, text, size=size, middle=middle)
     free = [place for place in range(8, SIDE - 7, 12) if abs(place - middle) > size / 2 + 10]
     lines = [random.choice(AUTHORS), *random.choice(SMALL_LINES, random.integers(0, 3), replace=False)]
@@ -82,15 +82,14 @@ def draw(seed: int, title: str) -> Cover:
 
 def _print(image: Image.Image, random: np.random.Generator, text: str, *, size: int, middle: float) -> tuple[int, int]:
     """Prints a line in a random font and colour, somewhere along its row; gives the rows it takes."""
-    name = random.choice(FONTS)
-    font = ImageFont.truetype(f'{matplotlib.get_data_path()}/fonts/ttf/{name}.ttf', size)
-    left, top, right, bottom = font.getbbox(text)
+    font = _font(str(random.choice(FONTS)), size)
+    left, top, right, bottom = (round(side) for side in font.getbbox(text))
     x = random.uniform(4, max(5, SIDE - 4 - (right - left))) - left
     y = round(middle - (top + bottom) / 2)
     around = np.asarray(image)[max(0, y + top - 2) : y + bottom + 2].mean()
-    light = around < 110 if abs(around - 128) > 50 else random.random() < 0.5
-    low, high = (205, 256) if light else (0, 70)
-    colour = tuple(random.integers(low, high, 3).tolist())
+    either, tint = random.random() < 0.5, random.integers(0, 50, 3)  # whatever is around: all covers draw as often
+    light = around < 110 if abs(around - 128) > 50 else either
+    colour = tuple((tint + 205 if light else tint).tolist())
     edge = (0, 0, 0) if light else (255, 255, 255)
     outline = 1 if abs(around - 128) <= 60 else 0  # where neither light nor dark letters stand out by themselves
     ImageDraw.Draw(image).text((x, y), text, fill=colour, font=font, stroke_width=outline, stroke_fill=edge)
@@ -108,22 +107,29 @@ def _background(random: np.random.Generator) -> Image.Image:
     if random.random() < 0.5:
         pixels = pixels.transpose(1, 0, 2)
     if kind == 'photo':
-        pixels = pixels * 0.5 + 64 + _photo(random)
+        pixels = pixels * 0.5 + 64 + np.roll(_photo(random.integers(8)), random.integers(SIDE, size=2), axis=(0, 1))
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     if kind == 'shapes':
         for _ in range(random.integers(2, 6)):
             x, y = random.uniform(-40, SIDE - 20, 2)
             width, height = random.uniform(20, 120, 2)
-            method = random.choice([ImageDraw.ImageDraw.ellipse, ImageDraw.ImageDraw.rectangle])
-            method(
-                ImageDraw.Draw(image), (x, y, x + width, y + height), fill=tuple(random.integers(0, 256, 3).tolist())
-            )
+            brush = ImageDraw.Draw(image)
+            shape = (brush.ellipse, brush.rectangle)[random.integers(2)]
+            shape((x, y, x + width, y + height), fill=tuple(random.integers(0, 256, 3).tolist()))
     return image
 
 
-def _photo(random: np.random.Generator) -> np.ndarray:
-    """Noise with the spectrum of photographs, amplitude 1/f, mostly grey: float64 [SIDE, SIDE, 3], deviation 35."""
+@functools.cache
+def _photo(seed: int) -> np.ndarray:
+    """Noise with the spectrum of photographs, amplitude 1/f, mostly grey: float64 [SIDE, SIDE, 3], deviation 25."""
+    random = np.random.default_rng(seed)
     frequencies = np.hypot(np.fft.fftfreq(SIDE)[:, None], np.fft.rfftfreq(SIDE)[None]) * SIDE
-    noise = np.fft.rfft2(random.normal(size=(SIDE, SIDE, 3)) + 2 * random.normal(size=(SIDE, SIDE, 1)), axes=(0, 1))
-    noise = np.fft.irfft2(noise / np.maximum(frequencies, 1)[..., None], s=(SIDE, SIDE), axes=(0, 1))
-    return noise * (35 / noise.std())
+    white = random.normal(size=(SIDE, SIDE, 3)) + 2 * random.normal(size=(SIDE, SIDE, 1))
+    spectrum = np.fft.rfft2(white, axes=(0, 1)) / np.maximum(frequencies, 1)[..., None]
+    noise = np.fft.irfft2(spectrum, s=(SIDE, SIDE), axes=(0, 1))
+    return noise * (25 / noise.std())
+
+
+@functools.cache
+def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(f'{matplotlib.get_data_path()}/fonts/ttf/{name}.ttf', size)

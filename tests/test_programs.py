@@ -23,7 +23,7 @@ PROGRAMS = sorted(
 # A word that says what a number counts.
 UNITS = re.compile(
     r'\b(picture|image|product|categor(y|ie)|document|view|logit|row|update|micro batch|pass|epoch|minute|second|pixel|'
-    r'byte|[kM]B|share|time|shard|port)(s|es)?\b',
+    r'byte|[kM]B|share|time|shard|port|feature|unit)(s|es)?\b',
     re.IGNORECASE,
 )
 PURE_NUMBERS = {'seed', 'learning_rate', 'decay_factor', 'power', 'version_number'}
@@ -36,7 +36,12 @@ TOLD = {
     'tools.report': ('--table',),
     'tools.classify': ('picture.jpg',),
 }
-NOT_NEEDED = {('model.train', 'run_dir'), ('tools.export', 'shards_dir'), ('tools.report', 'shards_dir')}
+NOT_NEEDED = {
+    ('model.train', 'run_dir'),
+    ('model.train_head', 'run_dir'),
+    ('tools.export', 'shards_dir'),
+    ('tools.report', 'shards_dir'),
+}
 
 
 class Said(NamedTuple):

@@ -27,8 +27,8 @@ FEATURES = flags.DEFINE_integer(
     flag_values=FLAGS,
 )  # fmt: skip
 HEAD_UNITS = flags.DEFINE_integer(
-    'head_units', 0, 'Units of a second dense layer, for each picture, as in model.train. 0: there is none.', lower_bound=0,
-    flag_values=FLAGS,
+    'head_units', 0, 'Units of a second dense layer for a picture, as in model.train. 0: there is none.',
+    lower_bound=0, flag_values=FLAGS,
 )  # fmt: skip
 program.group(FLAGS, 'Time')
 IMAGES = flags.DEFINE_float(

@@ -209,6 +209,8 @@ def test_the_rules_are_compared_on_a_part(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out.startswith('note: a/p2/logits/val: only 16 of 60 products (those with 2 pictures)\n')
     table = [line.split(',') for line in Path('a/p2/rules-val.csv').read_text().splitlines()]
     assert {row[4] for row in table[1:]} == {'16'}
+    run(p('val', 1), '--rule=all')
+    assert 'nan over first' not in capsys.readouterr().out, 'nothing is told of products that there are not'
     run(p('test', 2), '--rule=all', '--solution=solution.csv')
     assert Path('a/p2/rules-test.csv').read_text() == Path('a/p2/rules-val.csv').read_text()
 

@@ -74,7 +74,9 @@ def test_a_store_cut_into_parts_is_read_as_it_was(
     assert same(read('+'.join(parts[::-1])), found), 'the order in which they are named does not matter'
 
 
-@pytest.mark.parametrize('runner', ['--runner=FnApiRunner', '--runner=DirectRunner'])
+@pytest.mark.parametrize(
+    'runner', ['--runner=FnApiRunner', pytest.param('--runner=DirectRunner', marks=pytest.mark.slow)]
+)
 def test_predictions_by_parts_are_those_by_the_whole_on_every_runner(tmp_path: Path, runner: str) -> None:
     whole = products_of(pictures_of(50, 20, views=2))
     complete = stores.write(tmp_path / 'all' / 'val', whole, LABEL_MAP, pictures=4, fewer_pictures=True)

@@ -506,7 +506,12 @@ def test_products_are_decoded_with_zeros_where_they_have_no_picture(tmp_path, mo
 
 def test_pictures_of_products_that_are_left_out_are_not_decoded(tmp_path, monkeypatch):
     decoded: list[bytes] = []
-    monkeypatch.setattr(feed.pictures, '_decode', lambda _, image: decoded.append(bytes(image)) or '')
+
+    def noted(_: np.ndarray, image: memoryview) -> str:
+        decoded.append(bytes(image))
+        return ''
+
+    monkeypatch.setattr(feed.pictures, '_decode', noted)
     products, kind = [product(number) for number in range(40)], Products(3)
     for _ in feed.decoded(feed.in_order(write(tmp_path, products, kind=kind), products=kind), batch_size=5):
         pass
@@ -618,7 +623,7 @@ def how(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=KINDS.values(), ids=KINDS)
+@pytest.fixture(params=KINDS.values(), ids=list(KINDS))
 def kind(request: pytest.FixtureRequest) -> Products | None:
     return request.param
 

@@ -169,7 +169,12 @@ def test_the_same_object_twice_in_a_row_is_copied(monkeypatch):
 
 def test_of_rows_of_several_the_same_object_in_the_row_before_is_copied(monkeypatch):
     decoded: list[memoryview] = []
-    monkeypatch.setattr(pictures, '_decode', lambda _, image: decoded.append(image) or '')
+
+    def noted(_: np.ndarray, image: memoryview) -> str:
+        decoded.append(image)
+        return ''
+
+    monkeypatch.setattr(pictures, '_decode', noted)
     one, two, other = (memoryview(bytes([number])) for number in range(3))
     pixels = np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones(pictures.SHAPE, np.uint8)
     pictures.decode_into(pixels, [one, two, one, two, one, None, other, one, two, one], each=2)
