@@ -45,7 +45,7 @@ def test_the_papers_two_configurations_differ_as_in_the_paper(monkeypatch):
     assert (aug['epoch_images'], aug['val_images'], aug['epochs']) == (2_000_000, 50_000, 10)
 
 
-COMMANDS = sorted(commands('README.md', 'BUILD.md', 'Makefile', 'docs/results.md'))
+COMMANDS = sorted(commands('README.md', 'BUILD.md', 'Makefile', 'docs/results.md', 'docs/winner.md'))
 
 
 def test_the_three_commands_are_in_the_readme():
@@ -64,6 +64,8 @@ def test_a_documented_command_is_understood(command, monkeypatch):
         assert words == ['front.jpg', 'back.jpg']
     elif command.startswith('tools.bench'):
         assert set(words) <= set(bench.PARTS)
+    elif command.startswith('tools.count_operations'):
+        assert set(words) <= {*names(), 'densenet161', 'dpn92'}
     elif command.startswith('tools.report'):
         assert all(word.startswith('runs/') for word in words)
     else:

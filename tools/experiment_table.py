@@ -251,8 +251,8 @@ def markdown(plan: Plan, table: Sequence[Line], *, lacking: Sequence[str]) -> st
     for split in table[0].gains:
         products = table[0].gains[split].accuracy.count
         blocks += [
-            f'On the {products:,} products of {split}, rule {plan.rule}: accuracy in the mean over seeds, gains in points '
-            'with 95 % intervals over products and seeds, then seed by seed.',
+            f'On the {products:,} products of {split}, rule {plan.rule}: accuracy in the mean over seeds, gains in '
+            'points with 95 % intervals over products and seeds, then seed by seed.',
             grids.text(_grid([line for line in table if split in line.gains], split)),
         ]
     blocks += ['What each took; minutes of a seed, with those of the runs that it begins with or combines.']

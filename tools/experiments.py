@@ -5,8 +5,8 @@ of the challenge says it gained. Each training is a process of its own (model.tr
 seed. The same command goes on where it was interrupted and leaves out what is done; SIGTERM and Ctrl-C have the
 training at work save and end, and give its exit code.
 
-At the end stands a table, as text and in RUNS_DIR/PLAN.md and .csv: accuracy over products in the mean over seeds, and the
-gain over the base with a 95 % interval by a paired bootstrap over products and seeds. With --solution it is of the
+At the end stands a table, as text and in RUNS_DIR/PLAN.md and .csv: accuracy over products in the mean over seeds, and
+the gain over the base with a 95 % interval by a paired bootstrap over products and seeds. With --solution it is of the
 test products, too.
 """
 

@@ -198,7 +198,7 @@ def call(tmp_path):
     small.write(tmp_path / 'shards', train=48, val=12)
     (tmp_path / 'site').mkdir()
     (tmp_path / 'site' / 'sitecustomize.py').write_text(
-        'from tests.model import tiny\ntiny.PATHS.append(%r)\n' % str(ROOT / 'tests' / 'model' / 'backbones')
+        f'from tests.model import tiny\ntiny.PATHS.append({str(ROOT / "tests" / "model" / "backbones")!r})\n'
     )
     environment = os.environ | {'PYTHONPATH': f'{tmp_path}/site:{ROOT}', 'CUDA_VISIBLE_DEVICES': ''}
 

@@ -1,4 +1,4 @@
-"""Counts what networks compute, for plans of time: `python -m tools.operations xception resnet50 densenet169`
+"""Counts what networks compute, for plans of time: `python -m tools.count_operations xception resnet50 densenet169`
 
 Names of backbones follow the flags; none means all. The table has each network's parameters and the multiply-adds of a
 forward pass of one picture, counted layer by layer; a training step is three times as many where all layers learn. With
@@ -23,12 +23,12 @@ IMAGE_SIZE = flags.DEFINE_integer(
 )
 CATEGORIES = flags.DEFINE_integer('categories', 5270, 'Number of categories.', lower_bound=1, flag_values=FLAGS)
 FEATURES = flags.DEFINE_integer(
-    'features', 0, 'Features that the network shall end in, as in model.train. 0: its own.', lower_bound=0,
+    'features', 0, 'Features of a picture that the network shall end in, as in model.train. 0: its own.', lower_bound=0,
     flag_values=FLAGS,
 )  # fmt: skip
 HEAD_UNITS = flags.DEFINE_integer(
-    'head_units', 0, 'Units of a second dense layer, as in model.train. 0: there is none.', lower_bound=0,
-    flag_values=FLAGS,
+    'head_units', 0, 'Units of a second dense layer for a picture, as in model.train. 0: there is none.',
+    lower_bound=0, flag_values=FLAGS,
 )  # fmt: skip
 program.group(FLAGS, 'Time')
 IMAGES = flags.DEFINE_float(
