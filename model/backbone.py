@@ -85,7 +85,7 @@ def from_pytorch(name: str) -> Callable[[], Any]:
 
     def imagenet() -> Any:
         importing = program.command('tools.import_weights', f'--backbone={name}')
-        raise InputError(f'for Keras there are none of {name}, but `{importing} --help` says how to import PyTorch\'s')
+        raise InputError(f"for Keras there are none of {name}, but `{importing} --help` says how to import PyTorch's")
 
     return imagenet
 

@@ -1,9 +1,9 @@
 """DPN-92 (Chen et al. 2017, arXiv 1707.01629, table 1; github.com/cypw/DPNs), with `width` times its filters.
 
-Two paths go through each stage: a residual one, to which every block adds, and a dense one, to which it appends. conv1 is
-the first convolution, conv2 to conv5 are the paper's stages. Its ImageNet weights are PyTorch's (tools.import_weights), so
-padding and batch normalisation are as there. The last activation is a ReLU as in the authors' code, on which the weights
-were trained (timm's code names ELU, and sets ReLU).
+Two paths go through each stage: a residual one, to which every block adds, and a dense one, to which it appends. conv1
+is the first convolution, conv2 to conv5 are the paper's stages. Its ImageNet weights are PyTorch's
+(tools.import_weights), so padding and batch normalisation are as there. The last activation is a ReLU, as in the
+authors' code, which trained these weights (timm's code names ELU, but its current versions end in a ReLU too).
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def build(*, image_size: int, width: float) -> Backbone:
     x = layers.ZeroPadding2D(1, name='pool1_pad')(x)  # after a ReLU zeros are as good as PyTorch's minus infinity
     x = layers.MaxPooling2D(3, strides=2, name='pool1')(x)
     for stage, (blocks, bottleneck, residual, added) in zip(BLOCKS[1:], STAGES, strict=True):
-        sizes = Sizes(GROUPS * max(1, round(bottleneck * width / GROUPS)), scaled(residual, width), scaled(added, width))
+        sizes = Sizes(
+            GROUPS * max(1, round(bottleneck * width / GROUPS)), scaled(residual, width), scaled(added, width)
+        )
         x = _block(x, sizes, name=f'{stage}_block1', projects=True, strides=1 if stage == 'conv2' else 2)
         for number in range(2, blocks + 1):
             x = _block(x, sizes, name=f'{stage}_block{number}')

@@ -154,7 +154,11 @@ def test_numbers_of_another_precision_are_taken(first_layers, dtype):
         ('features.conv2_1.c1x1_a.bn.bias', np.zeros(8, 'f'), 'features.conv2_1.c1x1_a.bn.bias has no place'),
         ('features.conv1_1.conv.weight', np.zeros([8, 3, 3, 3], 'f'), r'has shape \[8, 3, 3, 3\], not \[8, 3, 7, 7\]'),
         ('features.conv1_1.conv.weight', np.zeros([7, 7, 3, 8], 'f'), r'has shape \[7, 7, 3, 8\], not \[8, 3, 7, 7\]'),
-        ('features.conv1_1.bn.weight', np.zeros([8, 1], 'f'), r'features.conv1_1.bn.weight has shape \[8, 1\], not \[8\]'),
+        (
+            'features.conv1_1.bn.weight',
+            np.zeros([8, 1], 'f'),
+            r'features.conv1_1.bn.weight has shape \[8, 1\], not \[8\]',
+        ),
         ('features.conv1_1.bn.weight', np.full(8, np.nan, 'f'), 'bn.weight has numbers that are not finite'),
     ],
 )
@@ -186,7 +190,9 @@ def test_flags_that_make_no_sense_are_bad_usage(words, message):
 
 def test_without_safetensors_it_says_how_to_install_it(first_layers, monkeypatch):
     monkeypatch.setitem(sys.modules, 'safetensors', None)
-    with pytest.raises(InputError, match=r"model.safetensors: needs the package safetensors: pip install .*'.\[import\]'"):
+    with pytest.raises(
+        InputError, match=r"model.safetensors: needs the package safetensors: pip install .*'.\[import\]'"
+    ):
         import_tensors(first_layers)
 
 
