@@ -36,6 +36,8 @@ BEST_NAME = 'best.keras'
 BY_CATEGORY_NAME = 'accuracy_by_category.csv'
 SETTINGS_NAME = 'run.json'
 LATEST = 'latest'
+# Layers of our own that a saved classifier may have.
+LAYERS = {keras.saving.get_registered_name(layer): layer for layer in (GroupedConv2D,)}
 
 
 def check_folder(run_dir: str) -> None:
@@ -170,7 +172,7 @@ def load_model(run_dir: str, *, best: bool = False) -> keras.Model:
     """
     path = finished_model(run_dir, best=best)
     try:
-        return keras.models.load_model(path, custom_objects={'GroupedConv2D': GroupedConv2D}, compile=False)
+        return keras.models.load_model(path, custom_objects=LAYERS, compile=False)
     except (ValueError, OSError, KeyError) as error:
         raise InputError(
             f'{path}: damaged ({one_line(error)}); remove it, and train again with the same command'

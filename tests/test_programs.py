@@ -30,11 +30,12 @@ PURE_NUMBERS = {'seed', 'learning_rate', 'decay_factor', 'power', 'version_numbe
 # Flags that name what must be there already; what a program must be told beside them to look for it; and what isn't
 # asked for: training makes the folder of its run, the report does without shards, and exporting looks for them only
 # when it has a run (tests/tools/test_export.py).
-INPUTS = ('input_dir', 'shards_dir', 'logits', 'run_dir')
+INPUTS = ('input', 'input_dir', 'shards_dir', 'logits', 'run_dir')
 TOLD = {
     'ensemble.combine': ('--known_images',),
     'tools.report': ('--table',),
     'tools.classify': ('picture.jpg',),
+    'tools.import_weights': ('--backbone=dpn92',),
 }
 NOT_NEEDED = {
     ('model.train', 'run_dir'),

@@ -65,6 +65,9 @@ TYPED = [
     ('tools.export --run_dir=runs/latest --rule=product', ''),
 ]
 ELSEWHERE = {
+    'tools.import_weights --backbone=dpn92 --input=model.safetensors': (
+        'the file is downloaded; tests/tools/test_import_weights.py'
+    ),
     'tools.demo_catalogue --output_dir=data': 'make demo, which downloads; tests/tools/test_demo_catalogue.py',
     'tools.bench train': 'make bench; tests/tools/test_bench.py',
     'pipeline.convert --input_dir=s3://bucket/data --output_dir=s3://bucket/shards --runner=DirectRunner': (

@@ -1,10 +1,10 @@
 """Imports PyTorch's weights: `python -m tools.import_weights --backbone=dpn92 --input=model.safetensors`
 
-Makes a file for model.train --weights=FILE of weights that are published for PyTorch alone. ImageNet's are model.safetensors
-of timm/densenet161.tv_in1k and timm/dpn92.mx_in1k on huggingface.co, and torchvision's densenet161-8d451a50.pth. State
-dicts that torch.save wrote of the same networks are read too. PyTorch isn't needed; for .safetensors the extra `import` is
-(pip install -c constraints.txt -e '.[import]'). Each number must find its place. Only the last layer, which knows
-ImageNet's categories, is left out.
+Makes a file for model.train --weights=FILE of weights that are published for PyTorch alone. ImageNet's are
+model.safetensors of timm/densenet161.tv_in1k and timm/dpn92.mx_in1k on huggingface.co, and torchvision's
+densenet161-8d451a50.pth. State dicts that torch.save wrote of the same networks are read too. PyTorch isn't needed; for
+.safetensors the extra `import` is (pip install -c constraints.txt -e '.[import]'). Each number must find its place;
+only the last layer, which knows ImageNet's categories, is left out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from pipeline import storage
 from pipeline.errors import InputError, UsageError
 from tools import torch_files
 
-# Of each backbone: what torchvision and timm call a module, and our layer. Old files of torchvision have norm.1 for norm1.
+# Of each backbone: what torchvision and timm call a module, and our layer. Old files of torchvision's have norm.1 for
+# norm1.
 NAMES = {
     'densenet161': (
         (r'features\.(conv|norm)0', r'conv1_\1'),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import io
-import math
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
@@ -26,6 +25,7 @@ DTYPES = {
     'DoubleStorage': 'f8', 'FloatStorage': 'f4', 'HalfStorage': 'f2', 'LongStorage': 'i8', 'IntStorage': 'i4',
     'ShortStorage': 'i2', 'CharStorage': 'i1', 'ByteStorage': 'u1', 'BoolStorage': '?',
 }  # fmt: skip
+SAVE = 'save one with torch.save(model.state_dict(), FILE)'
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
@@ -85,7 +85,7 @@ def _read_pickle(content: bytes) -> dict[str, np.ndarray]:
         if isinstance(saved, Mapping) and isinstance(saved.get(name), Mapping):
             saved = saved[name]
     if not isinstance(saved, Mapping) or not all(isinstance(value, Tensor) for value in saved.values()):
-        raise InputError('is no state dict; save one with torch.save(model.state_dict(), FILE)')
+        raise InputError(f'is no state dict; {SAVE}')
     return {str(name): _array(tensor, numbers) for name, tensor in saved.items()}
 
 
@@ -117,7 +117,7 @@ def _read_legacy(file: io.BytesIO) -> tuple[Any, Callable[[Storage], np.ndarray]
 def _array(tensor: Tensor, numbers: Callable[[Storage], np.ndarray]) -> np.ndarray:
     row, shape, strides = tensor.storage, tensor.shape, tensor.strides
     last = tensor.offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    if min(0, tensor.offset, *shape, *strides) < 0 or (math.prod(shape) and last >= row.length):
+    if min(0, tensor.offset, *shape, *strides) < 0 or (0 not in shape and last >= row.length):
         raise ValueError('a tensor leaves its storage')
     steps = [stride * row.dtype.itemsize for stride in strides]
     return np.lib.stride_tricks.as_strided(numbers(row)[tensor.offset :], shape, steps).copy()
@@ -150,13 +150,11 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         if (module_name, global_name) not in CALLABLE:
-            raise InputError(
-                f'holds {module_name}.{global_name}, not tensors alone; save it with torch.save(model.state_dict(), FILE)'
-            )
+            raise InputError(f'holds {module_name}.{global_name}, not tensors alone; {SAVE}')
         return CALLABLE[module_name, global_name]
 
     def persistent_load(self, pid: Any) -> Storage:
         kind, dtype, key, _, length, *view = pid
         if kind != 'storage' or any(view):
-            raise InputError(f'holds a {kind}, not tensors alone; save it with torch.save(model.state_dict(), FILE)')
+            raise InputError(f'holds a {kind}, not tensors alone; {SAVE}')
         return self.storages.setdefault(key, Storage(key, dtype, length))

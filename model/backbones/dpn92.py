@@ -1,9 +1,9 @@
 """DPN-92 (Chen et al. 2017, arXiv 1707.01629, table 1; github.com/cypw/DPNs), with `width` times its filters.
 
-Two paths go through each stage: a residual one, to which every block adds, and a dense one, to which it appends. conv1 is
-the first convolution, conv2 to conv5 are the paper's stages. Its ImageNet weights are PyTorch's (tools.import_weights), so
-padding and batch normalisation are as there. The last activation is a ReLU as in the authors' code, on which the weights
-were trained (timm's code names ELU, and sets ReLU).
+Two paths go through each stage: a residual one, to which every block adds, and a dense one, to which it appends. conv1
+is the first convolution, conv2 to conv5 are the paper's stages. Its ImageNet weights are PyTorch's
+(tools.import_weights), so padding and batch normalisation are as there. The last activation is a ReLU, as in the
+authors' code, which trained these weights (timm's code names ELU, but its current versions end in a ReLU too).
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def test_tensors_of_every_layout_and_type_are_read(written, name):
 @pytest.mark.parametrize(
     ('name', 'message'),
     [
-        ('module.pth', r'holds torch.nn.modules.linear.Linear, not tensors alone; save it with torch.save\('),
+        ('module.pth', r'holds torch.nn.modules.linear.Linear, not tensors alone; save one with torch.save\('),
         ('list.pth', r'is no state dict; save one with torch.save\('),
         ('bfloat16.pth', 'holds torch.BFloat16Storage, not tensors alone'),
     ],
