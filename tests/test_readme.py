@@ -63,12 +63,14 @@ TYPED = [
     ('tools.classify --run_dir=runs/demo front.jpg back.jpg', ''),
     ('tools.classify --run_dir=runs/latest front.jpg back.jpg', ''),
     ('tools.export --run_dir=runs/latest --rule=product', ''),
+    ('tools.count_operations xception', ''),
 ]
 ELSEWHERE = {
     'tools.import_weights --backbone=dpn92 --input=model.safetensors': (
         'the file is downloaded; tests/tools/test_import_weights.py'
     ),
     'tools.demo_catalogue --output_dir=data': 'make demo, which downloads; tests/tools/test_demo_catalogue.py',
+    'tools.experiments --plan=winner': '38 trainings; tests/tools/test_experiments.py runs a smaller plan',
     'tools.bench train': 'make bench; tests/tools/test_bench.py',
     'pipeline.convert --input_dir=s3://bucket/data --output_dir=s3://bucket/shards --runner=DirectRunner': (
         "tests/pipeline/test_remote.py, on this machine's S3 server"
