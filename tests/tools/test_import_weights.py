@@ -39,8 +39,8 @@ def main(monkeypatch, tmp_path, capsys):
     """The program, for narrow networks; gives the command that its last line names."""
     monkeypatch.chdir(tmp_path)
     networks = {name: built(name) for name in NAMES}
-    for name in NAMES:
-        (tmp_path / f'{name}.flags').symlink_to(ROOT / f'{name}.flags')
+    for path in ROOT.glob('*.flags'):
+        (tmp_path / path.name).symlink_to(path)
     monkeypatch.setattr(import_weights.backbones, 'build', lambda name, **_: networks[name])
 
     def run(*words: str) -> str:
