@@ -40,6 +40,7 @@ class Options:
         units: of a dense layer before that of the logits; 0: there is none.
         activation: of that layer.
         units_dropout: share of its outputs left out at random while it trains.
+        title_width: times the filters of the title's own branch.
         title_uses: bool [classes], the categories whose logits the title counts for; None: all.
     """
 
@@ -50,6 +51,7 @@ class Options:
     units: int = 0
     activation: str = 'relu'
     units_dropout: float = 0
+    title_width: float = 1
     title_uses: np.ndarray | None = None
 
     def __post_init__(self) -> None:
@@ -79,7 +81,7 @@ def build(backbone: Backbone, *, classes: int, options: Options = PLAIN) -> kera
         present = keras.Input([inputs.pictures], name='present')
         given.append(present)
     if inputs.title != 'off' and not inputs.shares:
-        branch = title.branch()
+        branch = title.branch(width=options.title_width)
         given.append(branch.input)
         titles = branch.output
     if inputs.pictures:

@@ -105,7 +105,7 @@ IMAGE_SIZE = flags.DEFINE_integer(
 )  # fmt: skip
 WIDTH = flags.DEFINE_float(
     'width', 1, "How many times the published network's filters the layers have, from random weights; not for those "
-    'of keras.applications.', lower_bound=0.01, flag_values=FLAGS,
+    "of keras.applications. Those of the title's own branch have so many, too.", lower_bound=0.01, flag_values=FLAGS,
 )  # fmt: skip
 DROPOUT = flags.DEFINE_float(
     'dropout', 0, 'Share of features left out at random before the dense layer (paper, aug: 0.2).', 0, 0.99,
@@ -340,6 +340,7 @@ def _options(shards: Shards) -> classifier.Options:
         units=HEAD_UNITS.value,
         activation=HEAD_ACTIVATION.value,
         units_dropout=HEAD_DROPOUT.value,
+        title_width=WIDTH.value,
         title_uses=title.uses(shards.label_map, TITLE_LEVELS.value),
     )
 
