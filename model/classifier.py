@@ -173,6 +173,8 @@ def _load_imagenet(classifier: keras.Model, backbone: Backbone) -> str:
         raise InputError(f'--weights=imagenet: there are none for this backbone and width; {remedy}')
     try:
         values = backbone.imagenet()
+    except InputError as error:  # what Keras hasn't
+        raise InputError(f'--weights=imagenet: {error}; {remedy}') from None
     except Exception as error:  # Keras raises plain Exception where a download fails
         raise InputError(f"--weights=imagenet: can't be downloaded ({one_line(error)}); {remedy}") from None
     backbone.model.set_weights(values)

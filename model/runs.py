@@ -26,6 +26,7 @@ from typing import Any
 import h5py
 import keras
 
+from model import join, title
 from model.grouped_conv import GroupedConv2D
 from pipeline import categories, storage
 from pipeline.categories import Categories
@@ -37,7 +38,7 @@ BY_CATEGORY_NAME = 'accuracy_by_category.csv'
 SETTINGS_NAME = 'run.json'
 LATEST = 'latest'
 # Layers of our own that a saved classifier may have.
-LAYERS = {keras.saving.get_registered_name(layer): layer for layer in (GroupedConv2D,)}
+LAYERS = {keras.saving.get_registered_name(layer): layer for layer in (GroupedConv2D, join.Join, title.Head)}
 
 
 def check_folder(run_dir: str) -> None:

@@ -153,28 +153,20 @@ class Head(layers.Layer):
         """
         super().__init__(**{**options, 'dtype': 'float32'})
         self.uses = [bool(one) for one in uses]
-        using = np.flatnonzero(self.uses)
-        if not len(using):
+        if not any(self.uses):
             raise ValueError('uses must have a category that uses the title, and has none')
-        self._using, self._others = len(using), len(uses) - len(using)
-        # Where each category's column is: first come those that use it, then the others, a column each. To take one
-        # column for all of these would make the gradient a sum whose order a GPU leaves open.
-        order = np.concatenate([using, np.flatnonzero(np.logical_not(self.uses))])
-        self._columns = np.argsort(order).astype(np.int32)
 
     def build(self, input_shape: tuple[int | None, int]) -> None:
         """Makes the weights."""
-        self.kernel = self.add_weight(name='kernel', shape=[input_shape[-1], self._using], initializer='zeros')
-        if self._others:
+        # A column for each category, those that don't use it too: so weights fit whichever categories use it.
+        self.kernel = self.add_weight(name='kernel', shape=[input_shape[-1], len(self.uses)], initializer='zeros')
+        if not all(self.uses):
             self.constant = self.add_weight(name='constant', shape=[], initializer='zeros')
 
     def call(self, features: Any) -> Any:
         """The numbers to add to each picture's logits."""
         values = ops.matmul(features, self.kernel)
-        if not self._others:
-            return values
-        constants = ops.broadcast_to(self.constant, [ops.shape(values)[0], self._others])
-        return ops.take(ops.concatenate([values, constants], axis=1), self._columns, axis=1)
+        return values if all(self.uses) else ops.where(np.array(self.uses), values, self.constant)
 
     def compute_output_shape(self, input_shape: tuple[int | None, int]) -> tuple[int | None, int]:
         """[n, F] -> [n, C]."""

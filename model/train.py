@@ -13,6 +13,7 @@ from pipeline import program  # first: it quiets the logs of what is imported be
 
 # isort: split
 import contextlib
+import gc
 import io
 import os
 import random
@@ -79,7 +80,7 @@ DECAY_FACTOR = flags.DEFINE_float(
 )
 UNFREEZE = flags.DEFINE_string(
     'unfreeze', 'all@0', 'Which layers learn from which pass on: block10@0,all@2.9 is block10, what follows it and the '
-    'dense layer at first, and all layers after 2.9 passes; head@0 is the dense layer alone.',
+    'dense layer at first, and all layers after 2.9 passes; head@0 is all that is not the backbone.',
     flag_values=FLAGS,
 )  # fmt: skip
 MICRO_BATCH = flags.DEFINE_integer(
@@ -175,12 +176,12 @@ SHUFFLE_IMAGES = flags.DEFINE_integer(
 )  # fmt: skip
 program.group(FLAGS, 'Validation, checkpoints, what is shown')
 EPOCH_IMAGES = flags.DEFINE_integer(
-    'epoch_images', 2_000_000, 'Pictures in an artificial epoch: how often it validates and saves (paper: 2 million).',
-    lower_bound=1, flag_values=FLAGS,
+    'epoch_images', 2_000_000, 'Pictures, or products, in an artificial epoch: how often it validates and saves '
+    '(paper: 2 million).', lower_bound=1, flag_values=FLAGS,
 )  # fmt: skip
 VAL_IMAGES = flags.DEFINE_integer(
-    'val_images', 50_000, 'Pictures of the validation set looked at after an artificial epoch (paper: 50,000).',
-    lower_bound=1, flag_values=FLAGS,
+    'val_images', 50_000, 'Pictures, or products, of the validation set looked at after an artificial epoch '
+    '(paper: 50,000).', lower_bound=1, flag_values=FLAGS,
 )  # fmt: skip
 SAVE_MINUTES = flags.DEFINE_float(
     'save_minutes', 10, 'Minutes after which a checkpoint is saved within an artificial epoch too.', lower_bound=0,
@@ -330,6 +331,10 @@ def _inputs() -> Inputs:
 
 
 def _options(shards: Shards) -> classifier.Options:
+    if JOIN.present and not PICTURES.value:
+        raise UsageError('--join says how the pictures of a product are joined; give --pictures, too')
+    if TITLE_WEIGHTS.present and TITLE.value == 'off':
+        raise UsageError('--title_weights says what reads the title; give --title=text or top, too')
     if TITLE_LEVELS.value and TITLE.value == 'off':
         raise UsageError('--title_levels says which categories --title counts for; give --title=text or top, too')
     return classifier.Options(
@@ -487,6 +492,8 @@ def _tell_sizes(options: classifier.Options, *, classes: int) -> None:
     """What the network costs beside the plain one, if it is more than that."""
     if options.plain and WIDTH.value <= 1:
         return
+    blocks = backbones.build(BACKBONE.value, image_size=IMAGE_SIZE.value, width=WIDTH.value).blocks
+    stages.parse_stages(UNFREEZE.value, blocks)  # a mistake there is told at once
     print('beside the plain network of the same backbone, timed on noise:')
     kinds = (
         ('plain', classifier.Options(dropout=options.dropout), min(1, WIDTH.value)),
@@ -501,6 +508,8 @@ def _tell_sizes(options: classifier.Options, *, classes: int) -> None:
             xla=devices.xla(XLA.value),
         )
         print(sizes.describe(name, model, accumulate=ACCUMULATE.value), flush=True)
+        del model, backbone
+        gc.collect()  # of a network, its functions hold each other
 
 
 def _print_plan(

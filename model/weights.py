@@ -23,6 +23,7 @@ from pipeline.errors import InputError, UsageError, one_line
 Place = int | tuple[str, int]
 # Of our classifiers' dense layers: that of the logits, and one before it.
 HEAD, HEAD_DENSE = 'logits', 'head_dense'
+WIDER = 'wider_conv'  # of the features that a backbone was given (wider.py)
 
 
 @dataclass(frozen=True)
@@ -100,17 +101,19 @@ def _fill_more(
 ) -> list[str]:
     """Fills a classifier with other layers beside those of its backbone; the names of the layers that were filled."""
     backbone = [layer for layer in plain.layers if layer.weights][:-1]
+    first = HEAD_DENSE if HEAD_DENSE in {layer.name for layer in classifier.layers} else HEAD
     if all(_fits(layer, by_name.get(layer.name)) for layer in backbone):
         layers = [layer for layer in classifier.layers if layer.weights]
-        filled = [layer.name for layer in layers if _fill(layer, by_name.get(layer.name))]
+        filled = [layer.name for layer in layers if layer.name != first and _fill(layer, by_name.get(layer.name))]
     else:
         filled = _fill_by_place(plain, saved, by_name, path=path)
         by_name = {HEAD: SavedLayer(HEAD, plain.layers[-1].get_weights())} if HEAD in filled else {}
         filled = [name for name in filled if name != HEAD]
-    names = {layer.name for layer in classifier.layers}
-    first = HEAD_DENSE if HEAD_DENSE in names else HEAD
-    if first not in filled and first in by_name:
-        layer, features = classifier.get_layer(first), plain.layers[-1].kernel.shape[0]
+    if first in by_name:
+        features = plain.layers[-1].kernel.shape[0]
+        if WIDER in by_name:
+            features += by_name[WIDER].values[-1].shape[-1]
+        layer = classifier.get_layer(first)
         grown = _grown(by_name[first].values, layer, features=features, parts=parts)
         if grown:
             layer.set_weights(grown)
@@ -122,21 +125,23 @@ def _grown(values: list[np.ndarray], layer: keras.Layer, *, features: int, parts
     """The values of a dense layer that computes the same from more features, or from the mean of several pictures.
 
     Args:
-        values: kernel [F, units] and bias [units].
-        layer: the dense layer, of parts * G features.
-        features: that the backbone has without new ones; F is that, or G.
-        parts: how many pictures' features it takes.
+        values: kernel [rows, units] and bias [units].
+        layer: the dense layer.
+        features: of a picture, in the file: so its rows tell of how many pictures, one after the other, they are.
+        parts: of how many pictures those of the layer are.
 
     Returns:
         Kernel and bias; None if the values are of something else.
     """
     kernel, bias = values
     rows, units = layer.kernel.shape
-    wide = rows // parts
-    if kernel.shape[0] not in (features, wide) or wide < kernel.shape[0] or kernel.shape[1] != units:
+    wide, saved_parts = rows // parts, len(kernel) // features
+    if len(kernel) != saved_parts * features or saved_parts not in (1, parts) or features > wide:
+        return None
+    if kernel.shape[1] != units:
         return None
     grown = np.zeros([parts, wide, units], kernel.dtype)
-    grown[:, : len(kernel)] = kernel / parts
+    grown[:, :features] = kernel.reshape(saved_parts, features, units) * (saved_parts / parts)
     return [grown.reshape(rows, units), bias]
 
 

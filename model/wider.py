@@ -8,9 +8,10 @@ import keras
 from keras import layers
 
 from model.backbone import Backbone
+from model.weights import WIDER
 from pipeline.errors import UsageError
 
-NAME = 'wider'
+NAME = WIDER.removesuffix('_conv')
 
 
 def features(backbone: Backbone, count: int) -> Any:
@@ -39,7 +40,7 @@ def features(backbone: Backbone, count: int) -> Any:
     last = next(
         one for one in reversed(backbone.model.layers) if isinstance(one, layers.Conv2D | layers.SeparableConv2D)
     )
-    more = {'filters': count - have, 'name': f'{NAME}_conv', 'use_bias': False}
+    more = {'filters': count - have, 'name': WIDER, 'use_bias': False}
     x = type(last).from_config({**last.get_config(), **more})(last.input)
     x = layers.BatchNormalization(name=f'{NAME}_bn')(x)
     x = layers.Activation('relu', name=f'{NAME}_act')(x)

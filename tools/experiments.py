@@ -66,6 +66,8 @@ def main(argv: list[str]) -> None:
     print(f'{len(wanted) - len(todo)} of {len(wanted)} trainings are done')
     if todo:
         experiment_runs.check_flags(plan, plan.needed(ONLY.value))
+    for one in every:
+        one.finished()  # refuses what is of another plan before anything is run
     again = program.command('tools.experiments', *argv[1:])
     if DRY_RUN.value:
         print(*(one.command for one in todo), sep='\n')

@@ -25,6 +25,7 @@ from absl import flags
 from ensemble import rules
 from model import answers, inference, runs, serving
 from model.answers import Chain
+from model.inputs import Inputs
 from pipeline import dataset, storage
 from pipeline.errors import InputError, UsageError
 from pipeline.progress import Progress
@@ -72,7 +73,7 @@ def main(argv: list[str]) -> None:
     model = inference.load(RUN_DIR.value, best=BEST.value, micro_batch=answers.AT_ONCE)
     label_map = runs.read_categories(RUN_DIR.value, model.classifier)
     path = os.path.join(output_dir, str(_version(output_dir)))
-    products = _products() if CHECK.value else []
+    products = _products(model.inputs_of_row) if CHECK.value else []
     storage.make_folder(output_dir)
     with storage.atomic_path(path) as temporary:
         serving.write(temporary, model, label_map, options)
@@ -102,10 +103,10 @@ def _version(output_dir: str) -> int:
     return number
 
 
-def _products() -> list[Product]:
+def _products(inputs: Inputs) -> list[Product]:
     """Products to check it on."""
     try:
-        return serving_checks.products_of(dataset.open_shards(SHARDS_DIR.value), count=CHECKED)
+        return serving_checks.products_of(dataset.open_shards(SHARDS_DIR.value), inputs, count=CHECKED)
     except InputError as error:
         raise InputError(f'{error}; --nocheck exports without shards') from None
 

@@ -123,17 +123,31 @@ def _array(tensor: Tensor, numbers: Callable[[Storage], np.ndarray]) -> np.ndarr
     return np.lib.stride_tricks.as_strided(numbers(row)[tensor.offset :], shape, steps).copy()
 
 
-def _tensor(row: Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> Tensor:
-    return Tensor(row, offset, tuple(shape), tuple(strides))
+class _RebuildTensor:
+    """What a pickle may call to make a tensor; without attributes, for a pickle may set those of what it names."""
+
+    __slots__ = ()
+
+    def __call__(self, row: Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> Tensor:
+        return Tensor(row, offset, tuple(shape), tuple(strides))
+
+
+class _RebuildParameter:
+    """What it may call to make a parameter of a tensor."""
+
+    __slots__ = ()
+
+    def __call__(self, tensor: Tensor, *_: Any) -> Tensor:
+        return tensor
 
 
 CALLABLE: dict[tuple[str, str], Any] = {
     ('collections', 'OrderedDict'): collections.OrderedDict,
     ('torch', 'Size'): tuple,
-    ('torch._utils', '_rebuild_tensor'): _tensor,
-    ('torch._utils', '_rebuild_tensor_v2'): _tensor,
-    ('torch._utils', '_rebuild_parameter'): lambda tensor, *_: tensor,
-    **{('torch', name): np.dtype(kind).newbyteorder('<') for name, kind in DTYPES.items()},
+    ('torch._utils', '_rebuild_tensor'): _RebuildTensor(),
+    ('torch._utils', '_rebuild_tensor_v2'): _RebuildTensor(),
+    ('torch._utils', '_rebuild_parameter'): _RebuildParameter(),
+    **{('torch', name): name for name in DTYPES},  # no dtype of numpy's, whose state a pickle could set
 }
 
 
@@ -157,4 +171,4 @@ class _Unpickler(pickle.Unpickler):
         kind, dtype, key, _, length, *view = pid
         if kind != 'storage' or any(view):
             raise InputError(f'holds a {kind}, not tensors alone; {SAVE}')
-        return self.storages.setdefault(key, Storage(key, dtype, length))
+        return self.storages.setdefault(key, Storage(key, np.dtype(DTYPES[dtype]).newbyteorder('<'), length))

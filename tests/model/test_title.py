@@ -197,12 +197,12 @@ def test_the_head_is_a_dense_layer_for_some_and_one_number_for_the_others():
     head = title.Head([False, True, True, False])
     features = np.array([[1.0, 2.0], [3.0, -1.0]], np.float32)
     head(features)
-    head.set_weights([np.array([[1.0, 10.0], [2.0, 0.0]]), np.float32(7)])
+    head.set_weights([np.array([[9.0, 1, 10, 9], [9, 2, 0, 9]]), np.float32(7)])
     np.testing.assert_array_equal(head(features), [[7, 5, 10, 7], [7, 1, 30, 7]])
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(head(features) * [[1.0, 1.0, 2.0, 3.0], [0.0, 0.0, 1.0, 1.0]])
     kernel, constant = tape.gradient(loss, [variable.value for variable in head.trainable_variables])
-    np.testing.assert_array_equal(kernel, [[1, 5], [2, 3]])
+    np.testing.assert_array_equal(kernel, [[0, 1, 5, 0], [0, 2, 3, 0]])
     assert constant == 5
 
 
@@ -241,7 +241,7 @@ def test_what_is_added_is_float32_in_half_precision(policy, tmp_path):
         assert head.compute_dtype == head.kernel.dtype == 'float32'
         assert one([np.zeros([1, 32, 32, 3]), bands(1)]).dtype == 'float32'
     tenth = head(tf.fill([1, head.kernel.shape[0]], tf.constant(0.1, tf.float32))).numpy()
-    np.testing.assert_allclose(tenth[:, USES], 0.1 * head.kernel.numpy().sum(axis=0)[None], rtol=1e-4)
+    np.testing.assert_allclose(tenth[:, USES], 0.1 * head.kernel.numpy().sum(axis=0)[None, USES], rtol=1e-4)
 
 
 @pytest.mark.parametrize('first_block', ['head', 'block3', 'all'])

@@ -8,6 +8,7 @@ from keras import layers
 from model import backbone, classifier, wider
 from model.backbone import Backbone
 from model.classifier import Options
+from model.inputs import Inputs
 from pipeline.errors import UsageError
 
 CLASSES = 5
@@ -88,3 +89,21 @@ def test_no_fewer_features_than_there_are():
         with pytest.raises(UsageError, match=f'--features={count}: must be more than the {have}'):
             wider.features(small(), count)
     assert wider.features(small(), have + 1).shape == (None, have + 1)
+
+
+@pytest.mark.parametrize(
+    ('saved', 'loaded', 'taken'),
+    [
+        # As many rows, which mean something else: two pictures' features, or one's with as many new ones.
+        (Options(inputs=Inputs(2), join='concat'), Options(inputs=Inputs(2), join='mean', features=208), False),
+        (Options(inputs=Inputs(2), join='mean', features=208), Options(inputs=Inputs(2), join='concat'), False),
+        (Options(inputs=Inputs(2), join='concat'), Options(inputs=Inputs(2), join='concat', features=150), True),
+        (Options(features=150), Options(features=208), True),
+    ],
+)
+def test_a_dense_layer_of_other_features_is_not_taken_for_ones_own(tmp_path, saved, loaded, taken):
+    classifier.build(small(), classes=CLASSES, options=saved).save(tmp_path / 'one.keras')
+    built = small()
+    model = classifier.build(built, classes=CLASSES, options=loaded)
+    said = classifier.load_weights(model, built, str(tmp_path / 'one.keras'), loaded)
+    assert said.endswith('the dense layer among them' if taken else 'the dense layer is new')

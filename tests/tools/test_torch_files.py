@@ -142,3 +142,18 @@ def test_a_file_without_tensors_is_refused(tmp_path):
 def test_a_missing_file_is_told(tmp_path):
     with pytest.raises(InputError, match='a.pth: no such file'):
         torch_files.read(str(tmp_path / 'a.pth'))
+
+
+@pytest.mark.parametrize('name', ['torch FloatStorage', 'torch._utils _rebuild_tensor_v2', 'torch Size'])
+def test_a_pickle_can_not_set_the_state_of_what_it_names(tmp_path, name):
+    """As one that gave numpy's dtype another state: reading it then ended in a segmentation fault."""
+    module, what = name.split()
+    state = b'}X\x04\x00\x00\x00nameK\x01s'  # {'name': 1}
+    pickled = b'\x80\x02c' + f'{module}\n{what}\n'.encode() + b'N' + state + b'\x86b.'
+    path = tmp_path / 'bad.pth'
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('bad/data.pkl', pickled)
+    with pytest.raises(InputError, match='bad.pth'):
+        torch_files.read(str(path))
+    for called in torch_files.CALLABLE.values():
+        assert not hasattr(called, 'name') or called is tuple
