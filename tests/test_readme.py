@@ -70,7 +70,7 @@ ELSEWHERE = {
         'the file is downloaded; tests/tools/test_import_weights.py'
     ),
     'tools.demo_catalogue --output_dir=data': 'make demo, which downloads; tests/tools/test_demo_catalogue.py',
-    'tools.experiments --plan=winner': '38 trainings; tests/tools/test_experiments.py runs a smaller plan',
+    'tools.experiments --plan=winner': '44 trainings; tests/tools/test_experiments.py runs a smaller plan',
     'tools.bench train': 'make bench; tests/tools/test_bench.py',
     'pipeline.convert --input_dir=s3://bucket/data --output_dir=s3://bucket/shards --runner=DirectRunner': (
         "tests/pipeline/test_remote.py, on this machine's S3 server"

@@ -130,7 +130,7 @@ def test_model_train_understands_the_flags_of_the_plans_that_come_along(name, mo
 
 def test_the_winners_plan_has_all_his_ideas():
     plan = experiment_plan.read('winner')
-    assert sorted({one.claim for one in plan.experiments if one.claim}) == [0.4, 0.5, 1.0, 2.0, 3.0]
+    assert sorted({one.claim for one in plan.experiments if one.claim}) == [0.4, 0.5, 1.0, 2.0, 3.0, 7.0]
     assert len(plan.find('ensemble').members) == 5
     # What goes on from base's weights is held against base trained on for as long.
     longer = plan.find('longer')
