@@ -102,7 +102,7 @@ def training_batches(
         [batch, K], true where it has one; draws float32 [batch, K, augment.DRAWS]; labels int64 [batch].
 
     Raises:
-        InputError: there are fewer shards than workers, or no such row among those of this one; or, later, a shard
+        InputError: there are fewer shards than workers, or no such row among those of one of them; or, later, a shard
             can't be read.
     """
     files = shards.manifest.of_split('train')
@@ -111,9 +111,10 @@ def training_batches(
             f'{shards.folder}: {len(files)} training shards are too few for {workers} workers; '
             'convert again with a smaller --shard_mb'
         )
-    chunks = _chunks(shards, files[worker::workers], products)
-    if not chunks:
-        whose = f' of worker {worker + 1} of {workers}' if workers > 1 else ''
+    of_workers = [_chunks(shards, files[one::workers], products) for one in range(workers)]
+    chunks = of_workers[worker]
+    if not all(of_workers):  # told by all of them, for those that have some would wait for the others
+        whose = f' of worker {of_workers.index([]) + 1} of {workers}' if workers > 1 else ''
         raise InputError(
             f'{shards.folder}: the training shards{whose} hold no {feed.kind_of_rows(products)}; '
             'train with another --pictures, or on all products with --fewer_pictures'
