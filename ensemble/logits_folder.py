@@ -33,7 +33,11 @@ def folder(run_dir: str, split: str, *, tta: int = 1, best: bool = False, top_k:
 
 
 def command(folder: str) -> str:
-    """The command that makes the store of this folder."""
+    """The command that makes the store of this folder; the commands, if it is several with JOINT between."""
+    return ' && '.join(_command(one) for one in folder.split(JOINT))
+
+
+def _command(folder: str) -> str:
     views = r'(-tta(?P<tta>\d+))?(?P<best>-best)?(-top(?P<top_k>\d+))?'
     found = re.fullmatch(rf'(?P<run>.+)/(?P<kind>{"|".join(KINDS)})/(?P<split>[^/]+?){views}/*', folder)
     named = found.groupdict() if found else {'run': 'runs/latest', 'split': 'test', 'kind': 'logits'}

@@ -48,6 +48,7 @@ class Evaluator:
 
     def __init__(self, model: AccumulatingModel, strategy: tf.distribute.Strategy, label_map: Categories) -> None:
         self.strategy = strategy
+        self.label_map = label_map
         self.classes = len(label_map)
         self.unit = model.inputs_of_row.unit
         levels = tf.constant(label_map.levels())

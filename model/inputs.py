@@ -71,8 +71,13 @@ class Inputs:
 
     @property
     def unit(self) -> str:
-        """What a row is, in the plural."""
+        """What a row is, in the plural, where rows are counted."""
         return 'products' if self.pictures else 'images'
+
+    @property
+    def noun(self) -> str:
+        """The same in a sentence."""
+        return 'products' if self.pictures else 'pictures'
 
     @property
     def shares(self) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from model import checkpoint, devices, runs
+from model import checkpoint, devices, evaluation, runs
 from model.accumulate import AccumulatingModel
 from model.board import Board
 from model.checkpoint import State
@@ -194,8 +194,7 @@ class Loop:
             self._board.graph(self._update.get_concrete_function(batch, leave).graph)
         if not math.isfinite(found['loss']) or not (math.isfinite(found['gradient_norm']) or self._scales_down()):
             images = self.options.batch_images
-            unit = 'products' if self.model.inputs_of_row.pictures else 'pictures'
-            place = f'{unit} {step * images:,} to {(step + 1) * images - 1:,} of the run'
+            place = f'{self.model.inputs_of_row.noun} {step * images:,} to {(step + 1) * images - 1:,} of the run'
             raise InputError(
                 f'update {step + 1:,} ({place}): the loss is {found["loss"]:g}, the length of its gradient '
                 f'{found["gradient_norm"]:g}; the last good checkpoint is {self._last or "none"}; begin another '
@@ -231,9 +230,31 @@ class Loop:
             self._bar.write(f'artificial epoch {self.state.epoch}: update {segment.end:,}{told}')
         return True
 
-    def end(self, accuracy: float | None) -> None:
-        """Shows that the run is finished; accuracy is that on all validation pictures, if there are any."""
-        self._board.end(self.state.step, accuracy)
+    def finish(self, validation: Any, *, rows: int) -> bool:
+        """Evaluates the trained model and writes it as the run's finished one.
+
+        Args:
+            validation: distributed batches of all validation pictures, or products; None if there are none.
+            rows: how many there are.
+
+        Returns:
+            Whether it is done; False if it was asked to end meanwhile.
+        """
+        found: Evaluation | None = None
+        if validation is not None:
+            found = self.evaluator.evaluate(validation, images=rows if self.is_chief else None, go_on=self.go_on)
+            if found is None:
+                return False
+        if not self.is_chief:
+            return True
+        if found:
+            evaluation.write_by_category(found, self.evaluator.label_map, runs.by_category_path(self.options.run_dir))
+            levels = ', '.join(f'level {number} {share:.4f}' for number, share in enumerate(found.levels, start=1))
+            noun = self.model.inputs_of_row.noun
+            print(f'accuracy on all {rows:,} validation {noun}: {found.accuracy:.4f} ({levels})')
+        self._board.end(self.state.step, found.accuracy if found else None)
+        runs.save_model(self.model.whole, self.options.run_dir)
+        return True
 
     @property
     def asked(self) -> bool:

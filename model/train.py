@@ -15,7 +15,6 @@ from pipeline import program  # first: it quiets the logs of what is imported be
 import contextlib
 import gc
 import io
-import os
 import random
 import time
 from typing import Any
@@ -24,18 +23,17 @@ import keras
 import tensorflow as tf
 from absl import flags
 
-from ensemble import logits_folder
 from model import backbone as backbones
 from model import (
     checkpoint,
     classifier,
     devices,
-    evaluation,
     inference,
     inputs,
     join,
     loop,
     memory,
+    run_end,
     runs,
     sizes,
     stages,
@@ -265,33 +263,17 @@ def main(argv: list[str]) -> None:
         for name in PREDICT.value:
             wanted = inference.Options(split=name, batch_size=batch_size)
             inference.predict_split(model, shards, wanted, run_dir=RUN_DIR.value)
-    latest = runs.point_latest(RUN_DIR.value)
-    if latest != os.path.normpath(RUN_DIR.value):
-        print(f'{latest} is now {RUN_DIR.value}')
-    logits = f'logits of {" and ".join(PREDICT.value)}' if PREDICT.value else 'no logits'
-    program.last_line(
-        f'wrote {RUN_DIR.value}: {runs.MODEL_NAME}, history.csv and {logits}, in {time.monotonic() - started:.0f} s',
-        then=_next(),
+    run_end.last_line(
+        RUN_DIR.value,
+        inputs=_inputs(),
+        splits=PREDICT.value,
+        shards_dir=SHARDS_DIR.value,
+        seconds=time.monotonic() - started,
     )
 
 
-def _next() -> str:
-    """The command that makes the most of the logits there are."""
-    if 'test' in PREDICT.value or 'val' in PREDICT.value:
-        # What is of a part of the products alone makes no submission.
-        whole = not PICTURES.value or FEWER_PICTURES.value or 'val' not in PREDICT.value
-        name, rule = ('test', 'product') if 'test' in PREDICT.value and whole else ('val', 'all')
-        folder = logits_folder.folder(RUN_DIR.value, name)
-        is_default = os.path.realpath('runs/latest') == os.path.realpath(RUN_DIR.value) and name == 'test'
-        return program.command('ensemble.combine', '--rule', rule, *(() if is_default else (f'--logits={folder}',)))
-    elsewhere = () if SHARDS_DIR.value == SHARDS_DIR.default else (f'--shards_dir={SHARDS_DIR.value}',)
-    return program.command('model.predict', f'--run_dir={RUN_DIR.value}', '--split=test', *elsewhere)
-
-
 def _check_flags(shards: Shards) -> None:
-    for name in PREDICT.value:
-        if name not in split.SPLITS:
-            raise UsageError(f'--predict={name}: the splits are {", ".join(split.SPLITS)}')
+    split.check(PREDICT.value, flag='--predict')
     if not shards.manifest.images('train'):
         raise InputError(f'{SHARDS_DIR.value}: holds no training pictures')
 
@@ -430,7 +412,9 @@ def _train(
     first_step = training.state.step
     stream = iter(_stream(shards, strategy, start_step=first_step))
     with training.listening():
-        finished = training.run(stream, validation) and _finish(shards, model, training, strategy)
+        finished = training.run(stream, validation) and training.finish(
+            _validation(shards, strategy, limit=None), rows=dataset.rows(shards, 'val', _inputs().products)
+        )
         updates = training.state.step - first_step
         if worker == 0 and (finished or updates):
             _log(updates, seconds=time.monotonic() - started, replicas=replicas)
@@ -445,28 +429,6 @@ def _log(updates: int, *, seconds: float, replicas: int) -> None:
     """
     counts = {_inputs().unit: updates * _effective_batch(replicas), 'updates': updates}
     worklog.add(RUN_DIR.value, 'train', seconds=seconds, counts=counts, replicas=replicas)
-
-
-def _finish(shards: Shards, model: AccumulatingModel, training: loop.Loop, strategy: tf.distribute.Strategy) -> bool:
-    """Evaluates on all validation pictures and writes the finished model."""
-    worker, _ = devices.place(strategy)
-    validation = _validation(shards, strategy, limit=None)
-    accuracy = None
-    if validation is not None:
-        shown = None if worker else dataset.rows(shards, 'val', _inputs().products)
-        found = training.evaluator.evaluate(validation, images=shown, go_on=training.go_on)
-        if found is None:
-            return False
-        accuracy = found.accuracy
-        if worker == 0:
-            evaluation.write_by_category(found, shards.label_map, runs.by_category_path(RUN_DIR.value))
-        levels = ', '.join(f'level {number} {share:.4f}' for number, share in enumerate(found.levels, start=1))
-        unit = 'products' if PICTURES.value else 'pictures'
-        print(f'accuracy on all {found.images.sum():,} validation {unit}: {accuracy:.4f} ({levels})')
-    if worker == 0:
-        training.end(accuracy)
-        runs.save_model(model.classifier, RUN_DIR.value)
-    return True
 
 
 def _validation(shards: Shards, strategy: tf.distribute.Strategy, *, limit: int | None) -> Any:

@@ -27,11 +27,11 @@ from model import (
     checkpoint,
     classifier,
     devices,
-    evaluation,
     inference,
     join,
     loop,
     product_head,
+    run_end,
     runs,
     stages,
 )  # fmt: skip
@@ -160,30 +160,17 @@ def main(argv: list[str]) -> None:
             categories.write(shards.label_map, RUN_DIR.value)
         for name in PREDICT.value:
             _predict(shards, name, strategy, weights_digest=settings['from_weights'])
-    latest = runs.point_latest(RUN_DIR.value)
-    if latest != os.path.normpath(RUN_DIR.value):
-        print(f'{latest} is now {RUN_DIR.value}')
-    done = f'logits of {" and ".join(PREDICT.value)}' if PREDICT.value else 'no logits'
-    program.last_line(
-        f'wrote {RUN_DIR.value}: {runs.MODEL_NAME}, history.csv and {done}, in {time.monotonic() - started:.0f} s',
-        then=_next(),
+    run_end.last_line(
+        RUN_DIR.value,
+        inputs=INPUTS,
+        splits=PREDICT.value,
+        shards_dir=SHARDS_DIR.value,
+        seconds=time.monotonic() - started,
     )
 
 
-def _next() -> str:
-    """The command that makes the most of the logits there are."""
-    for name, rule in (('test', 'product'), ('val', 'all')):
-        if name in PREDICT.value:
-            folder = logits_folder.folder(RUN_DIR.value, name)
-            return program.command('ensemble.combine', '--rule', rule, f'--logits={folder}')
-    elsewhere = () if SHARDS_DIR.value == SHARDS_DIR.default else (f'--shards_dir={SHARDS_DIR.value}',)
-    return program.command('model.predict', f'--run_dir={RUN_DIR.value}', '--split=test', *elsewhere)
-
-
 def _check_flags() -> None:
-    for name in PREDICT.value:
-        if name not in split.SPLITS:
-            raise UsageError(f'--predict={name}: the splits are {", ".join(split.SPLITS)}')
+    split.check(PREDICT.value, flag='--predict')
     stages.parse_points(DECAY_AT.value, flag='--decay_at')  # before the features are cached
     if os.path.realpath(FROM_RUN.value) == os.path.realpath(RUN_DIR.value):
         raise UsageError(f'--run_dir={RUN_DIR.value}: is --from_run; the new run needs a folder of its own')
@@ -311,7 +298,9 @@ def _train(
     stream = iter(_stream(found['train'], strategy, start_step=first_step))
     validation = _validation(found, strategy, limit=VAL_PRODUCTS.value)
     with training.listening():
-        finished = training.run(stream, validation) and _finish(shards, found, training, strategy)
+        finished = training.run(stream, validation) and training.finish(
+            _validation(found, strategy, limit=None), rows=len(found.get('val', ()))
+        )
         updates = training.state.step - first_step
         if finished or updates:
             counts = {INPUTS.unit: updates * _effective_batch(replicas), 'updates': updates}
@@ -336,23 +325,6 @@ def _validation(found: dict[str, Cached], strategy: tf.distribute.Strategy, *, l
     batch_size = MICRO_BATCH.value * strategy.num_replicas_in_sync
     batches = found['val'].evaluation(batch_size=batch_size, limit=limit or len(found['val']))
     return strategy.experimental_distribute_dataset(batches)
-
-
-def _finish(shards: Shards, found: dict[str, Cached], training: loop.Loop, strategy: tf.distribute.Strategy) -> bool:
-    """Evaluates on all validation products and writes the finished model."""
-    validation = _validation(found, strategy, limit=None)
-    accuracy = None
-    if validation is not None:
-        seen = training.evaluator.evaluate(validation, images=len(found['val']), go_on=training.go_on)
-        if seen is None:
-            return False
-        accuracy = seen.accuracy
-        evaluation.write_by_category(seen, shards.label_map, runs.by_category_path(RUN_DIR.value))
-        levels = ', '.join(f'level {number} {share:.4f}' for number, share in enumerate(seen.levels, start=1))
-        print(f'accuracy on all {seen.images.sum():,} validation products: {accuracy:.4f} ({levels})')
-    training.end(accuracy)
-    runs.save_model(training.model.whole, RUN_DIR.value)
-    return True
 
 
 def _predict(shards: Shards, name: str, strategy: tf.distribute.Strategy, *, weights_digest: str) -> None:

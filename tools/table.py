@@ -18,6 +18,7 @@ import numpy as np
 
 from ensemble import known_images, logits, logits_folder, predictions, reduction, routing, rules, scores, submission
 from ensemble.known_images import Known
+from ensemble.logits_folder import JOINT
 from ensemble.mixture import Mixture
 from ensemble.reduction import Job, Stores
 from ensemble.scores import Score
@@ -50,8 +51,8 @@ class Store:
     """A store of logits that becomes a part of the table.
 
     Attributes:
-        folder: where it lies.
-        configuration: the name of its run.
+        folder: where it lies; several with + between, where runs are one model together.
+        configuration: the name of its run, or of its runs.
         tta: views of each picture.
         paper: the paper's accuracy of the same configuration and views by rule, as far as it gives it.
     """
@@ -72,7 +73,7 @@ class Runs:
     """Logits of one or more runs that belong together: of the same products, all of a run by the same weights.
 
     Attributes:
-        folders: of the runs.
+        folders: of the runs; with + between those that are one model together.
         split: val or test.
         stores: all their logits of the split.
         opened: the same, in the same order.
@@ -135,6 +136,28 @@ class Row:
         return self.store.paper.get(self.rule, math.nan) if self.views == rules.VIEWS[0] else math.nan
 
 
+def members(folder: str) -> list[str]:
+    """The folders of the runs that are one model together: runs/p1+runs/p2 -> runs/p1, runs/p2."""
+    return folder.split(JOINT)
+
+
+def names(folders: Sequence[str]) -> list[str]:
+    """What runs are called; those that are one model together have + between."""
+    each = iter(runs.names([run for folder in folders for run in members(folder)]))
+    return [JOINT.join(next(each) for _ in members(folder)) for folder in folders]
+
+
+def logits_of(folder: str, split: str, *, tta: int = 1) -> str:
+    """Where the logits of a split lie; of several runs with + between."""
+    return JOINT.join(logits_folder.folder(run, split, tta=tta) for run in members(folder))
+
+
+def _views_made(folder: str, split: str) -> list[int]:
+    """The numbers of views above 1 of which there are logits, of all runs that are one model together."""
+    made = [set(logits_folder.views_made(run, split)) for run in members(folder)]
+    return sorted(set.intersection(*made))
+
+
 def find_stores(folders: Sequence[str], split: str) -> list[Store]:
     """The stores of a split's logits that runs have: of the pictures as they are, and of each number of views there is.
 
@@ -143,9 +166,9 @@ def find_stores(folders: Sequence[str], split: str) -> list[Store]:
         split: val or test.
     """
     return [
-        Store(logits_folder.folder(folder, split, tta=tta), name, tta, _paper(folder, tta))
-        for folder, name in zip(folders, runs.names(folders), strict=True)
-        for tta in (1, *logits_folder.views_made(folder, split))
+        Store(logits_of(folder, split, tta=tta), name, tta, _paper(members(folder)[0], tta))
+        for folder, name in zip(folders, names(folders), strict=True)
+        for tta in (1, *_views_made(folder, split))
     ]
 
 
@@ -155,10 +178,17 @@ def lacking(folder: str, split: str) -> str:
     Raises:
         InputError: they are damaged.
     """
+    found = members(folder)
+    return next((problem for run in found if (problem := _lacking(run, split, alone=len(found) == 1))), '')
+
+
+def _lacking(folder: str, split: str, *, alone: bool) -> str:
     path = logits_folder.folder(folder, split)
     listed = storage.join(path, manifest.NAME)
     if storage.exists(listed):
         found = routing.Store(path, logits.read_manifest(path))
+        if not alone:
+            return ''  # of some numbers of pictures there may be no products
         none = f'none of {found.which}' if found.part else 'none'
         problem = f'{path} holds no product, because the dataset has {none} in {split}; take another split'
         return '' if found.products else problem
@@ -186,24 +216,25 @@ def open_runs(folders: Sequence[str], split: str, *, solution: str = '') -> Runs
             raise InputError(problem)
     stores = find_stores(folders, split)
     opened = reduction.open_stores([store.folder for store in stores])
-    _check_same_weights(stores, opened)
+    _check_same_weights(opened)
     # The paper has no model that looks at whole products.
     stores = [
-        replace(store, paper={}) if made.pictures else store for store, made in zip(stores, opened.each, strict=True)
+        replace(store, paper={}) if group.stores[0].pictures else store
+        for store, group in zip(stores, opened.groups, strict=True)
     ]
     truth = submission.read_solution(solution, opened.label_map, part=opened.part > 0) if solution else None
     return Runs(tuple(folders), split, stores, opened, truth)
 
 
-def _check_same_weights(stores: Sequence[Store], opened: Stores) -> None:
+def _check_same_weights(opened: Stores) -> None:
     """Checks that all logits of a run are by the same weights.
 
     Raises:
         InputError: some of a run are older; names the command that makes them again.
     """
     first: dict[str, tuple[str, str]] = {}
-    for store, made in zip(stores, opened.each, strict=True):
-        digest = made.manifest.about['weights_digest']
+    for store in opened.each:
+        digest = store.manifest.about['weights_digest']
         folder, expected = first.setdefault(os.path.dirname(store.folder), (store.folder, digest))
         if digest != expected:
             raise InputError(
@@ -214,11 +245,11 @@ def _check_same_weights(stores: Sequence[Store], opened: Stores) -> None:
 
 def _tell_missing(folders: Sequence[str], split: str) -> None:
     """Says which logits with several views some runs have and others lack, and how to make them."""
-    made = {folder: logits_folder.views_made(folder, split) for folder in folders}
+    made = {folder: _views_made(folder, split) for folder in folders}
     for tta in sorted({VIEWS}.union(*made.values())):
         for folder in folders:
             if tta not in made[folder]:
-                command = logits_folder.command(logits_folder.folder(folder, split, tta=tta))
+                command = logits_folder.command(logits_of(folder, split, tta=tta))
                 print(f'{folder}: has no logits of {tta} views; to have them in the table: {command}')
 
 

@@ -84,7 +84,8 @@ class Gallery:
 
 def open_gallery(folder: str, stores: Stores) -> Gallery:
     """The shards in a folder, if they are those that the logits were made from."""
-    part = stores.each[0].part
+    first, *others = stores.groups[0].stores
+    part = 0 if others else first.part
     try:
         known_images.check(folder, digest=stores.dataset_digest)
         return Gallery(dataset.open_shards(folder), stores.split, part)

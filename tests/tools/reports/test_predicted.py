@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from model import runs
 from pipeline import beam_job, dataset
 from pipeline.errors import InputError
 from pipeline.records import Product
+from pipeline.split import order_hashes
 from tests import catalogue, shards
 from tests.ensemble import stores
 from tests.tools import browser
@@ -40,6 +42,16 @@ SHARDS: Sequence[Sequence[tuple[int, int, Sequence[tuple[float, ...]]]]] = [
 TRAINING = (SCRIPT, SCRIPT, SCRIPT, SCRIPT, SHOE, SHOE, RUG, OTHER)
 DAMAGED = 5  # its picture isn't one
 ENGINE = ['--runner=FnApiRunner']
+# A dataset's products stand in the order of their hashes; by this seed, as those above do.
+ORDER_SEED = next(
+    seed
+    for seed in itertools.count()
+    if all(
+        (np.diff(order_hashes(np.array([one for one, *_ in products]), seed=seed).astype(float)) > 0).all()
+        for products in SHARDS
+        if products
+    )
+)
 
 
 def rows_of(products: Sequence[tuple[int, int, Sequence[tuple[float, ...]]]], *, tta: int, test: bool) -> Rows | None:
@@ -251,7 +263,7 @@ def write_products_logits(run: Path, *, digest: str, split: str = 'val', picture
     ]
     stores.write(
         run / 'logits' / split, counted, LABEL_MAP, dataset_digest=digest, dataset_products=5, pictures=pictures,
-        fewer_pictures=fewer,
+        fewer_pictures=fewer, order_seed=ORDER_SEED,
     )  # fmt: skip
 
 
@@ -322,6 +334,22 @@ def test_a_model_that_takes_all_products_is_reported_on_all(whole):
     by_pictures = {row[1]: row[2:6] for row in cells(found['Rules (Table I)'].blocks[-1])}
     assert by_pictures['product'] == ['0.333 ± 0.500', '0.000 ± 0.000', '0.000 ± 0.000', '']
     assert [row[2] for row in cells(found['Categories'].blocks[-1])] == ['4', '2', '1', '1']
+
+
+def test_four_runs_for_numbers_of_pictures_are_reported_on_as_one(whole):
+    """Each says of its products what p4f says."""
+    joint, one = report(whole, f'+{whole}/'.join(['p1', 'p2', 'p3', 'p4'])), report(whole, 'p4f')
+    assert list(joint) == list(one)
+    for title, section in one.items():
+        expected = [str(block).replace('p4f', 'p1+p2+p3+p4') for block in section.blocks]
+        assert [cells(block) for block in map(str, joint[title].blocks)] == [cells(block) for block in expected], title
+
+
+def test_of_runs_for_numbers_of_pictures_none_may_lack_its_logits(whole):
+    (block,) = report(whole, f'p1+{whole}/p9')['Predictions'].blocks
+    assert 'p9/logits/val holds no finished logits; make them' in block
+    with pytest.raises(InputError, match=r'p1/logits/val\+\S+p2/logits/val: 1 of 5 products are missing'):
+        report(whole, f'p1+{whole}/p2')
 
 
 def test_a_run_whose_products_the_dataset_lacks_says_so(whole):
