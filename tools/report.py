@@ -82,7 +82,7 @@ def _folders(words: list[str]) -> list[str]:
 def _make_page(engine: Engine, folders: list[str], *, output_dir: str) -> None:
     """Writes the page of the first run."""
     page.check_installed()
-    trained = training.sections([run for one in folders for run in table.members(one)], shards_dir=SHARDS_DIR.value)
+    trained = training.sections(table.all_members(folders), shards_dir=SHARDS_DIR.value)
     found = predicted.sections(
         engine,
         folders,

@@ -141,10 +141,16 @@ def members(folder: str) -> list[str]:
     return folder.split(JOINT)
 
 
+def all_members(folders: Sequence[str]) -> list[str]:
+    """All runs, each once."""
+    return list(dict.fromkeys(run for folder in folders for run in members(folder)))
+
+
 def names(folders: Sequence[str]) -> list[str]:
     """What runs are called; those that are one model together have + between."""
-    each = iter(runs.names([run for folder in folders for run in members(folder)]))
-    return [JOINT.join(next(each) for _ in members(folder)) for folder in folders]
+    every = all_members(folders)
+    name_of = dict(zip(every, runs.names(every), strict=True))
+    return [JOINT.join(name_of[run] for run in members(folder)) for folder in folders]
 
 
 def logits_of(folder: str, split: str, *, tta: int = 1) -> str:

@@ -456,7 +456,7 @@ def test_runs_for_numbers_of_pictures_are_one_with_a_plus_between(
     assert following(capsys.readouterr().out) == (
         'python -m ensemble.combine --rule product --logits=' + '+'.join(f'{one}/logits/test' for one in runs_of)
     )
-    run(f'{joint}/', f'{folder}/p4+{folder}/p3+{folder}/p2+{folder}/p1')
+    run(joint, f'{folder}/p4+{folder}/p3+{folder}/p2+{folder}/p1')
     lines = lines_of(folder / 'p1' / 'table-val.csv')
     assert {line['configuration'] for line in lines} == {'p1+p2+p3+p4', 'p4+p3+p2+p1'}
     assert len({line['accuracy'] for line in lines if line['rule'] == 'product'}) == 1
