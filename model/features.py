@@ -11,6 +11,8 @@ from __future__ import annotations
 from pipeline import program  # first: it quiets the logs of what is imported below
 
 # isort: split
+import os
+
 from absl import flags
 
 from model import cached_features, devices, inference, product_head
@@ -44,10 +46,13 @@ def main(argv: list[str]) -> None:
         model = inference.load(RUN_DIR.value, micro_batch=MICRO_BATCH.value)
         batch_size = MICRO_BATCH.value * strategy.num_replicas_in_sync
         folder = cached_features.make(model, shards, SPLIT.value, run_dir=RUN_DIR.value, batch_size=batch_size)
+    run_dir = RUN_DIR.value.rstrip('/')
+    if os.path.islink(run_dir):  # model.train_head moves runs/latest, and must find the run again when it goes on
+        run_dir = os.path.join(os.path.dirname(run_dir), os.readlink(run_dir))
     elsewhere = () if SHARDS_DIR.value == SHARDS_DIR.default else (f'--shards_dir={SHARDS_DIR.value}',)
     program.last_line(
         f'wrote {folder}: the features of {SPLIT.value}',
-        then=program.command('model.train_head', f'--from_run={RUN_DIR.value}', *elsewhere),
+        then=program.command('model.train_head', f'--from_run={run_dir}', *elsewhere),
     )
 
 
