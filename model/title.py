@@ -22,6 +22,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 from model.backbone import scaled
+from model.weights import TITLE_BRANCH, TITLE_HEAD
 from pipeline.categories import Categories
 from pipeline.errors import UsageError
 
@@ -119,7 +120,7 @@ def branch(*, width: float = 1) -> keras.Model:
     filters = [scaled(count, width) for count in FILTERS]
     band = keras.Input([HEIGHT, SIDE, 3], name='title')
     x = layers.Rescaling(1 / 127.5, offset=-1, name='title_scale')(band)
-    x = layers.Conv2D(filters[0], 3, strides=2, padding='same', use_bias=False, name='title_conv')(x)
+    x = layers.Conv2D(filters[0], 3, strides=2, padding='same', use_bias=False, name=TITLE_BRANCH)(x)
     x = layers.BatchNormalization(name='title_conv_bn')(x)
     x = layers.Activation('relu', name='title_conv_act')(x)
     for number, count in enumerate(filters[1:], start=1):
@@ -188,7 +189,7 @@ def add(logits: Any, features: Any, *, uses: Sequence[bool]) -> Any:
     Returns:
         Keras tensor float32 [n, C].
     """
-    return layers.Add(dtype='float32', name='title_sum')([logits, Head(uses, name='title_logits')(features)])
+    return layers.Add(dtype='float32', name='title_sum')([logits, Head(uses, name=TITLE_HEAD)(features)])
 
 
 def uses(label_map: Categories, levels: Sequence[str]) -> np.ndarray:

@@ -24,6 +24,8 @@ Place = int | tuple[str, int]
 # Of our classifiers' dense layers: that of the logits, and one before it.
 HEAD, HEAD_DENSE = 'logits', 'head_dense'
 WIDER = 'wider_conv'  # of the features that a backbone was given (wider.py)
+# Of what the title adds to the logits: the dense layer, and the first layer of the branch, if it has one (title.py).
+TITLE_HEAD, TITLE_BRANCH = 'title_logits', 'title_conv'
 
 
 @dataclass(frozen=True)
@@ -101,48 +103,57 @@ def _fill_more(
 ) -> list[str]:
     """Fills a classifier with other layers beside those of its backbone; the names of the layers that were filled."""
     backbone = [layer for layer in plain.layers if layer.weights][:-1]
-    first = HEAD_DENSE if HEAD_DENSE in {layer.name for layer in classifier.layers} else HEAD
-    if all(_fits(layer, by_name.get(layer.name)) for layer in backbone):
-        layers = [layer for layer in classifier.layers if layer.weights]
-        filled = [layer.name for layer in layers if layer.name != first and _fill(layer, by_name.get(layer.name))]
-    else:
+    layers = {layer.name: layer for layer in classifier.layers if layer.weights}
+    first = HEAD_DENSE if HEAD_DENSE in layers else HEAD
+    filled = []
+    if not all(_fits(layer, by_name.get(layer.name)) for layer in backbone):
         filled = _fill_by_place(plain, saved, by_name, path=path)
         by_name = {HEAD: SavedLayer(HEAD, plain.layers[-1].get_weights())} if HEAD in filled else {}
         filled = [name for name in filled if name != HEAD]
-    if first in by_name:
-        features = plain.layers[-1].kernel.shape[0]
-        if WIDER in by_name:
-            features += by_name[WIDER].values[-1].shape[-1]
-        layer = classifier.get_layer(first)
-        grown = _grown(by_name[first].values, layer, features=features, parts=parts)
-        if grown:
-            layer.set_weights(grown)
-            filled.append(first)
-    return filled
+    features = plain.layers[-1].kernel.shape[0]
+    if WIDER in by_name and WIDER not in {layer.name for layer in backbone}:
+        features += by_name[WIDER].values[-1].shape[-1]
+    grown = {first: features}
+    if TITLE_HEAD in layers:  # features of crops are the backbone's, or those of a branch
+        grown[TITLE_HEAD] = features
+        if TITLE_BRANCH in layers:
+            grown[TITLE_HEAD] = layers[TITLE_HEAD].kernel.shape[0] // parts
+            if not _fits(layers[TITLE_BRANCH], by_name.get(TITLE_BRANCH)):
+                by_name.pop(TITLE_HEAD, None)
+    for name, count in grown.items():
+        if _grow(layers[name], by_name.get(name), features=count, parts=parts):
+            filled.append(name)
+    if first not in filled:
+        by_name.pop(HEAD, None)  # what reads the units of a layer that is new
+    return filled + [name for name, layer in layers.items() if name not in grown and _fill(layer, by_name.get(name))]
 
 
-def _grown(values: list[np.ndarray], layer: keras.Layer, *, features: int, parts: int) -> list[np.ndarray] | None:
-    """The values of a dense layer that computes the same from more features, or from the mean of several pictures.
+def _grow(layer: keras.Layer, source: SavedLayer | None, *, features: int, parts: int) -> bool:
+    """Gives a layer without activation what computes the same from more features, or from the mean of several pictures.
 
     Args:
-        values: kernel [rows, units] and bias [units].
-        layer: the dense layer.
+        layer: with a kernel [rows, units], then perhaps a bias.
+        source: the same of a file.
         features: of a picture, in the file: so its rows tell of how many pictures, one after the other, they are.
         parts: of how many pictures those of the layer are.
 
     Returns:
-        Kernel and bias; None if the values are of something else.
+        Whether it has; not if the file's is of something else.
     """
-    kernel, bias = values
+    if source is None:
+        return False
+    kernel, *others = source.values
     rows, units = layer.kernel.shape
     wide, saved_parts = rows // parts, len(kernel) // features
     if len(kernel) != saved_parts * features or saved_parts not in (1, parts) or features > wide:
-        return None
+        return False
     if kernel.shape[1] != units:
-        return None
+        return False
     grown = np.zeros([parts, wide, units], kernel.dtype)
     grown[:, :features] = kernel.reshape(saved_parts, features, units) * (saved_parts / parts)
-    return [grown.reshape(rows, units), bias]
+    own = layer.get_weights()[1:]
+    layer.set_weights([grown.reshape(rows, units), *(others if len(others) == len(own) else own)])
+    return True
 
 
 def told(source: str, *, filled: int, layers: int, head: bool) -> str:
