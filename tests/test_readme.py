@@ -22,7 +22,7 @@ WHOLE = '--backbone=xception_small --width=0.1 --image_size=32 --micro_batch=32 
 TINY = f'{WHOLE} --weights=none --unfreeze=all@0'
 # In an order in which each finds what it needs; after the command what makes it small.
 TYPED = [
-    ('tools.synthetic_catalogue --products=250000', '--products=2000 --categories=110 --output_dir=data'),
+    ('tools.synthetic_catalogue --products=250000', '--products=600 --categories=110 --output_dir=data'),
     ('pipeline.convert --runner=DirectRunner --plan_only', ''),
     ('pipeline.convert --runner=DirectRunner', ''),
     ('tools.inspect_shards --grid=products.png', ''),
