@@ -238,8 +238,7 @@ class TestOnFlink:
             job.terminate()
         assert job.returncode == 128 + signal.SIGTERM
         assert list((tmp_path / 'temporary').iterdir()) == []
-        # Java is killed, and on a busy machine is gone a moment after the one who killed it.
-        wait_for(lambda: not mentioning(tmp_path / 'temporary'), seconds=20)
+        assert mentioning(tmp_path / 'temporary') == []
 
     def test_a_task_manager_lost_in_the_middle_changes_nothing(self, source, expected, cluster, tmp_path):
         line, settings = command(
