@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3 python; do \
 BIN := .venv/bin
 LATEST := .venv-latest/bin
 
-.PHONY: setup demo test check test-flink test-latest bench clean
+.PHONY: setup demo test test-quick test-slow check test-flink test-latest bench clean
 
 setup: .venv/installed
 
@@ -24,6 +24,13 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+# The same in two parts.
+test-quick: .venv/installed
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -m "slow and not flink"
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -9,6 +9,9 @@ predictions/SPLIT: Parquet files with each product's category, its probability a
 Several models: --logits=runs/a/logits/test,runs/b/logits/test, with --weights=2,1, or --fit=val to find the weights on
 the val logits beside them: says what that gains by cross-validation, writes mixture.json, and combines with it. Later
 --weights=PATH/mixture.json does the same again. With --rule=power the exponent is found too.
+One model in several stores: --logits=runs/p1/logits/test+runs/p2/logits/test+... takes each product from the store of
+the model for its number of pictures (model.train --pictures=K), and where there is none from the one of all products.
+Such a store alone is combined for its products only; a submission needs all.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from pipeline import program  # first: it quiets the logs of what is imported be
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from absl import flags
@@ -37,6 +40,7 @@ from ensemble import (
     submission,
 )
 from ensemble.known_images import Known
+from ensemble.logits_folder import JOINT
 from ensemble.mixture import Mixture
 from ensemble.predictions import UNKNOWN, Predictions
 from ensemble.reduction import Job, Part, Stores
@@ -49,8 +53,8 @@ from pipeline.errors import InputError, UsageError
 FLAGS = program.flag_values()
 program.group(FLAGS, 'Input, rule and output')
 LOGITS = flags.DEFINE_string(
-    'logits', 'runs/latest/logits/test', 'Folder of a logits store, or of several models with commas between.',
-    flag_values=FLAGS,
+    'logits', 'runs/latest/logits/test', 'Folder of a logits store; of several models with commas between, and with + '
+    'between those that are one model, each for products with another number of pictures.', flag_values=FLAGS,
 )  # fmt: skip
 RULE = flags.DEFINE_string(
     'rule', 'product', f"How a product's pictures are combined: {', '.join(rules.names())}, or all to compare them.",
@@ -104,10 +108,10 @@ SHARDS_DIR = flags.DEFINE_string(
 def main(argv: list[str]) -> None:
     """Combines stores of logits."""
     engine = beam_job.engine(program.parse(FLAGS, argv, doc=__doc__, pass_through=True), known=FLAGS)
-    folders = [folder.rstrip('/') for folder in LOGITS.value.split(',')]
+    names = _names(LOGITS.value)
     compare = RULE.value == 'all'
-    _check_flags(folders, compare=compare)
-    stores = reduction.open_stores(folders)
+    _check_flags(compare=compare)
+    stores = reduction.open_stores(names)
     solution = _read_solution(SOLUTION.value, stores, compare=compare)
     ways = _mixtures(stores, compare=compare)
     fit_on = _open_fit(stores, FIT.value) if FIT.value else None
@@ -115,13 +119,15 @@ def main(argv: list[str]) -> None:
         if FIT.value == stores.split:
             raise UsageError(f'--fit={FIT.value} on logits of {FIT.value} only fits; leave out --known_images')
         known_images.check(SHARDS_DIR.value, digest=stores.dataset_digest)
-    output_dir = OUTPUT_DIR.value or _output_dir(folders)
+    output_dir = OUTPUT_DIR.value or _output_dir(stores)
+    if stores.part:
+        print(f'note: {", ".join(stores.names)}: only {stores.groups[0].told}')
     if compare:
         with _logged('combine all', stores, output_dir=output_dir):
             _compare(engine, stores, ways, solution, output_dir=output_dir)
         return
     older = storage.join(output_dir, submission.NAME)
-    if stores.split == 'test' and storage.exists(older):
+    if _makes_submission(stores) and storage.exists(older):
         storage.remove(older)  # so that an interruption leaves none, not one of other predictions
     if fit_on:
         with _logged(f'fit {ways[0].rule}', fit_on, output_dir=output_dir):
@@ -140,17 +146,33 @@ def _logged(work: str, stores: Stores, *, output_dir: str) -> Iterator[None]:
     yield
     counts = {
         'products': stores.products,
-        'rows': sum(made.images(stores.split) for made in stores.manifests),
-        'bytes': sum(file.bytes for made in stores.manifests for file in made.files),
+        'rows': sum(store.rows for store in stores.each),
+        'bytes': sum(file.bytes for store in stores.each for file in store.manifest.files),
     }
-    name = f'{work} on {os.path.basename(stores.folders[0])}'
+    name = f'{work} on {_kind(stores)}'
     worklog.add(output_dir, name, seconds=time.monotonic() - started, counts=counts)
 
 
-def _check_flags(folders: Sequence[str], *, compare: bool) -> None:
-    """Refuses flags that would have no effect beside another, and a folder without a name."""
-    if not all(folders):
-        raise UsageError(f'--logits={LOGITS.value} must name a folder, or several with one comma between two')
+def _kind(stores: Stores) -> str:
+    """The first store's own name, such as test-tta5: what is made of the stores is called so."""
+    return os.path.basename(stores.each[0].folder)
+
+
+def _makes_submission(stores: Stores) -> bool:
+    """Whether Kaggle can be told of all its products."""
+    return stores.split == 'test' and not stores.part
+
+
+def _names(flag: str) -> list[str]:
+    """The models that --logits names."""
+    models = [[folder.rstrip('/') for folder in name.split(JOINT)] for name in flag.split(',')]
+    if not all(folder for folders in models for folder in folders):
+        raise UsageError(f'--logits={flag} must name a folder, or several with one comma or {JOINT} between two')
+    return [JOINT.join(folders) for folders in models]
+
+
+def _check_flags(*, compare: bool) -> None:
+    """Refuses flags that would have no effect beside another."""
     if FIT.value and (WEIGHTS.value or compare):
         other = '--weights' if WEIGHTS.value else '--rule=all'
         raise UsageError(f'--fit finds the weights of one rule; leave out --fit or {other}')
@@ -162,7 +184,7 @@ def _mixtures(stores: Stores, *, compare: bool) -> list[Mixture]:
     """What the flags say: one way to combine, or one for each rule."""
     if WEIGHTS.value.endswith('.json'):
         return [_read_mixture(WEIGHTS.value, stores)]
-    weights = _weights(len(stores.folders))
+    weights = _weights(len(stores.groups))
     names = rules.names() if compare else (RULE.value,)
     return [Mixture(name, POWER.value, VIEWS.value, weights, ACROSS.value) for name in names]
 
@@ -197,19 +219,19 @@ def _read_mixture(path: str, stores: Stores) -> Mixture:
 
 def _open_fit(stores: Stores, split: str) -> Stores:
     """The same models' logits of another split, to fit on."""
-    found = reduction.open_stores([logits_folder.of_split(folder, split) for folder in stores.folders])
+    found = reduction.open_stores([logits_folder.of_split(name, split) for name in stores.names])
     mixture_file.check_same_models(found, stores)
     return found
 
 
 def _fit(engine: Engine, stores: Stores, start: Mixture, *, output_dir: str) -> Mixture:
     """Finds the weights, says what they are worth and writes them."""
-    print(f'fitting {start.rule} on {stores.products:,} products in {", ".join(stores.folders)}', flush=True)
+    print(f'fitting {start.rule} on {stores.products:,} products in {", ".join(stores.names)}', flush=True)
     found = fit.fit(stores, start)
     print(fit.table(stores, found, fit.cross_validate(engine, stores, found, output_dir=output_dir)))
     path = storage.join(output_dir, mixture_file.NAME)
     mixture_file.write(path, found.every.mixture, stores)
-    test = ','.join(logits_folder.of_split(folder, 'test') for folder in stores.folders)
+    test = ','.join(logits_folder.of_split(name, 'test') for name in stores.names)
     again = program.command('ensemble.combine', f'--weights={path}', f'--logits={test}')
     program.last_line(f'wrote {path}: what was fitted', then=again)
     return found.every.mixture
@@ -225,25 +247,26 @@ def _read_solution(path: str, stores: Stores, *, compare: bool) -> Solution | No
         )
     if not path:
         return None
-    solution = submission.read_solution(path, stores.label_map)
-    if len(solution.product_id) != stores.products:  # known now, which products only when they are predicted
+    solution = submission.read_solution(path, stores.label_map, part=stores.part > 0)
+    expected = stores.groups[0].dataset_products
+    if len(solution.product_id) != expected:  # known now, which products only when they are predicted
         raise InputError(
-            f'{path}: has {len(solution.product_id):,} products, the logits {stores.products:,}; give the solution of '
-            'this test set'
+            f'{path}: has {len(solution.product_id):,} products, the logits {expected:,}; give the solution of this '
+            'test set'
         )
     return solution
 
 
-def _output_dir(folders: Sequence[str]) -> str:
-    run = os.path.dirname(os.path.dirname(folders[0])) or '.'
-    return run if len(folders) == 1 else storage.join(os.path.dirname(run) or '.', 'ensemble')
+def _output_dir(stores: Stores) -> str:
+    run = os.path.dirname(os.path.dirname(stores.each[0].folder)) or '.'
+    return run if len(stores.each) == 1 else storage.join(os.path.dirname(run) or '.', 'ensemble')
 
 
 def _combine(
     engine: Engine, stores: Stores, way: Mixture, solution: Solution | None, known: Known | None, *, output_dir: str
 ) -> None:
     """Writes the predictions, and for the test products the submission."""
-    folder = storage.join(output_dir, 'predictions', os.path.basename(stores.folders[0]))
+    folder = storage.join(output_dir, 'predictions', _kind(stores))
     _reduce(engine, stores, [way], [folder], known)
     columns = ('product_id', 'true_category_id', 'category_id', *(('known', 'likeliest') if known else ()))
     found = predictions.read(folder, columns)
@@ -251,13 +274,16 @@ def _combine(
         _say_known(found, known)
     if solution or stores.split != 'test':
         _say_accuracy(way.rule, found, solution, known)
-    written = f'wrote {folder}: the predictions for {len(found):,} products'
-    if stores.split == 'test':
+    written = f'wrote {folder}: the predictions for {stores.groups[0].told}'
+    if _makes_submission(stores):
         print(written)
         path = storage.join(output_dir, submission.NAME)
         submission.write(path, found.product_id, found.category_id, expected=stores.products)
         kaggle = 'upload it to https://www.kaggle.com/c/cdiscount-image-classification-challenge'
         program.last_line(f'wrote {path}: {len(found):,} products', then=kaggle)
+    elif stores.split == 'test':
+        others = f'name the stores of the others too, joined by {JOINT}: --logits={stores.names[0]}{JOINT}...'
+        program.last_line(f'{written}; no {submission.NAME}, which needs all products', then=others)
     else:
         program.last_line(written, then=_command(way.rule, stores))
 
@@ -265,7 +291,8 @@ def _combine(
 def _find_known(engine: Engine, stores: Stores, shards_dir: str, *, output_dir: str) -> Known:
     sources = known_images.sources_for(stores.split)
     print(f'looking for the pictures of {stores.split} in {" and ".join(sources)}', flush=True)
-    return known_images.find(engine, shards_dir, stores.split, sources=sources, output_dir=output_dir)
+    known = known_images.find(engine, shards_dir, stores.split, sources=sources, output_dir=output_dir)
+    return known.with_pictures(stores.part) if stores.part else known
 
 
 def _say_known(found: Predictions, known: Known) -> None:
@@ -306,7 +333,7 @@ def _compare(
         correct = {
             rule: predictions.read(folder, ['category_id']).category_id == truth for rule, folder in folders.items()
         }
-    path = storage.join(output_dir, f'rules-{os.path.basename(stores.folders[0])}.csv')
+    path = storage.join(output_dir, f'rules-{_kind(stores)}.csv')
     _report_all(correct, first.pictures >= 2, path=path)
     program.last_line(f'wrote {path}: all rules', then=_command('product', stores))
 
@@ -316,9 +343,9 @@ def _reduce(
 ) -> None:
     """Runs the job."""
     parts = stores.parts()
-    rows = ' and '.join(f'{made.images(stores.split):,}' for made in stores.manifests)
+    rows = ' and '.join(f'{sum(store.rows for store in group.stores):,}' for group in stores.groups)
     print(
-        f'combining {rows} rows of {stores.products:,} products in {", ".join(stores.folders)} '
+        f'combining {rows} rows of {stores.products:,} products in {", ".join(stores.names)} '
         f'({len(parts)} files) by {", ".join(way.rule for way in ways)}',
         flush=True,
     )
@@ -332,13 +359,14 @@ def _reduce(
 
 def _command(rule: str, stores: Stores) -> str:
     """The command that combines the same models' test logits in the same way, or makes those that are missing."""
-    folders = [logits_folder.of_split(folder, 'test') for folder in stores.folders]
-    for folder in folders:
+    for store in stores.each:
+        folder = logits_folder.of_split(store.folder, 'test')
         if not storage.exists(storage.join(folder, manifest.NAME)):
             return logits_folder.command(folder)
     given = [flag for flag in (POWER, VIEWS, WEIGHTS, ACROSS) if FLAGS[flag.name].present]
     words = [f'--{flag.name}={flag.value}' for flag in given]
-    return program.command('ensemble.combine', '--rule', rule, *words, f'--logits={",".join(folders)}')
+    logits = ','.join(logits_folder.of_split(name, 'test') for name in stores.names)
+    return program.command('ensemble.combine', '--rule', rule, *words, f'--logits={logits}')
 
 
 def _report_all(correct: dict[str, np.ndarray], several: np.ndarray, *, path: str) -> None:
@@ -358,8 +386,9 @@ def _report_all(correct: dict[str, np.ndarray], several: np.ndarray, *, path: st
             f'{name:8}  {every.value:8.4f}  {every.low:.4f} to {every.high:.4f}  {every.count:10,}'
             f'  {some.value:11.4f}  {some.count:10,}'
         )
-    gain = scores.gain(correct['product'][several], correct['first'][several])
-    print(f'with two pictures or more, product gains {gain} over first')
+    if several.any():
+        gain = scores.gain(correct['product'][several], correct['first'][several])
+        print(f'with two pictures or more, product gains {gain} over first')
     _write_table(table, path)
 
 

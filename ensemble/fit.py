@@ -129,9 +129,9 @@ def fit(stores: Stores, start: Mixture) -> Fit:
     Raises:
         InputError: a product's category isn't known; a file is damaged; there is nothing to find.
     """
-    models = len(stores.folders)
+    models = len(stores.groups)
     if models == 1 and start.rule != 'power':
-        raise InputError('with one store of logits only the exponent of --rule=power can be fitted; give more stores')
+        raise InputError('with one model only the exponent of --rule=power can be fitted; give the logits of more')
     start = dataclasses.replace(start, weights=(1 / models,) * models)
     reduction.leave_gpus()
     sample = read_sample(stores, start)
@@ -157,7 +157,7 @@ def read_sample(stores: Stores, mixture: Mixture) -> Sample:
     Raises:
         InputError: a product's category isn't known; a file is damaged.
     """
-    models, classes = len(stores.folders), len(stores.label_map)
+    models, classes = len(stores.groups), len(stores.label_map)
     all_classes = mixture.across == 'geometric' and models > 1
     limit = min(SAMPLE_PRODUCTS, SAMPLE_BYTES // (4 * models * classes)) if all_classes else SAMPLE_PRODUCTS
     parts = stores.parts()
@@ -184,7 +184,7 @@ def read_sample(stores: Stores, mixture: Mixture) -> Sample:
 
 
 def _blocks(stores: Stores, part: Part) -> Iterator[Models]:
-    return (Models([Products(one) for one in rows]) for rows in reduction.aligned(stores.folders, part.files))
+    return (Models([Products(one) for one in rows]) for rows in reduction.aligned(stores.groups, part.files))
 
 
 def _check_known(label: np.ndarray, product_id: np.ndarray, stores: Stores) -> None:
@@ -192,7 +192,7 @@ def _check_known(label: np.ndarray, product_id: np.ndarray, stores: Stores) -> N
     if wrong.any():
         place = int(np.argmax(wrong))
         raise InputError(
-            f'{stores.folders[0]}: product {product_id[place]} has label {label[place]}, none of the '
+            f'{stores.names[0]}: product {product_id[place]} has label {label[place]}, none of the '
             f'{len(stores.label_map)} categories; weights can only be fitted where the categories are known'
         )
 
@@ -241,7 +241,7 @@ def cross_validate(engine: Engine, stores: Stores, found: Fit, *, output_dir: st
     Raises:
         InputError: a product's category isn't known; a file is damaged.
     """
-    models = len(stores.folders)
+    models = len(stores.groups)
     one_each = np.eye(models) if models > 1 else ()
     alone = [dataclasses.replace(found.start, weights=tuple(row.tolist())) for row in one_each]
     ways = [found.start, *alone, *(fold.mixture for fold in found.folds)]
@@ -272,11 +272,11 @@ def table(stores: Stores, found: Fit, trial: Trial) -> str:
     ]
     if power:
         lines.append(f'power {every.mixture.power:.4g}, before {found.start.power:.4g}')
-    if every.mixture.across == 'geometric' and len(stores.folders) > 1:
+    if every.mixture.across == 'geometric' and len(stores.groups) > 1:
         lines.append(f'sharpness {every.mixture.sharpness:.4f}')
     before = 'equal weights' if trial.alone else 'before'
     rows: list[tuple[str, float | None, np.ndarray]] = [
-        *zip(stores.folders, every.mixture.weights, trial.alone, strict=False),  # none alone if there is only one
+        *zip(stores.names, every.mixture.weights, trial.alone, strict=False),  # none alone if there is only one
         (before, None, trial.start),
         ('fitted, by cross-validation', None, trial.fitted),
     ]

@@ -19,6 +19,7 @@ Of Kaggle's training pictures 37.2 % repeat another one, and 1.5 % of the differ
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -55,6 +56,10 @@ class Known:
     pictures: np.ndarray
     seen: np.ndarray
     label: np.ndarray
+
+    def with_pictures(self, count: int) -> Known:
+        """What is known of the products with so many pictures."""
+        return Known(*(getattr(self, field.name)[self.pictures == count] for field in dataclasses.fields(self)))
 
 
 def check(shards_folder: str, *, digest: str) -> None:

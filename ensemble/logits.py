@@ -13,7 +13,8 @@ Synopsis:
 
     files = [logits.write_shard('store', 'val-00000-of-00001.tfrecord', rows, split='val')]
     digests = {'weights_digest': 'ab', 'dataset_digest': 'cd'}
-    logits.finish('store', files, split='val', tta=1, seed=0, categories=label_map, **digests)
+    about = {'split': 'val', 'tta': 1, 'seed': 0, 'dataset_products': 2, 'order_seed': 0}
+    logits.finish('store', files, categories=label_map, **about, **digests)
     for file in logits.read_manifest('store').files:
         for block in logits.read_shard('store', file):
             print(block.product_id, block.logits.shape)
@@ -27,12 +28,18 @@ A store of only the K highest logits of each row has `logits` float16 [n, K] fro
 `classes` (int64 [1]: C), `labels` ([n, K], whose they are; uint16, or int32 if C > 65,536) and `rest` (float32 [n]: the
 log of the sum of the exponentials of those left out). It is read as rows of all C, in which those left out share the
 rest equally. Nothing else about a row is lost, so every rule works on it unchanged.
+
+A store of a model that looks at whole products has one row a product and view, with image_index 0, and besides
+`pictures` (int64 [n]: how many the product has). It may hold only some of the products (routing.py joins such stores).
+
+A store of features (kind FEATURES, in the run's folder features/) is the same of what the network's dense layers take:
+its `logits` are float16 [n, F], as they are.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import google_crc32c
 import numpy as np
@@ -46,7 +53,7 @@ from pipeline.categories import write as write_categories
 from pipeline.errors import InputError
 from pipeline.manifest import FileInfo, Manifest
 
-KIND = 'logits'
+KIND, FEATURES = logits_folder.KINDS
 # 256 rows of 5,270 classes in float16 are 2.7 MB: far above the cost of a call, and the few float32 copies that a rule
 # makes of a block (5.4 MB each) stay in a core's share of the cache: rules are a tenth faster than on 1,024 rows.
 BLOCK_ROWS = 256
@@ -65,6 +72,7 @@ class Rows:
         label: int64 [n], 0..C-1, or -1 where it isn't known (test).
         logits: float16 [n, C], each row up to a constant, which changes no probability. model.predict writes them less
             the row's highest, because float16 is finest near 0: there the best classes are told apart.
+        pictures: int64 [n], 1..4, where a row is a product: how many pictures it has. None where a row is a picture.
     """
 
     product_id: np.ndarray
@@ -72,10 +80,10 @@ class Rows:
     view: np.ndarray
     label: np.ndarray
     logits: np.ndarray
+    pictures: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        for name in INDEX_COLUMNS:
-            column = getattr(self, name)
+        for name, column in self.index().items():
             if column.dtype != np.int64 or column.shape != self.logits.shape[:1]:
                 raise ValueError(f'{name} must be int64 [{len(self.logits)}], is {column.dtype} {list(column.shape)}')
         if self.logits.dtype != np.float16 or self.logits.ndim != 2:
@@ -86,7 +94,19 @@ class Rows:
 
     def __getitem__(self, part: slice) -> Rows:
         """Some of the rows, as views of the same memory."""
-        return Rows(*(getattr(self, field.name)[part] for field in dataclasses.fields(self)))
+        return self._each(lambda column: column[part])
+
+    def take(self, places: np.ndarray) -> Rows:
+        """The rows at these places (int64 [m]), copied."""
+        return self._each(lambda column: column[places])
+
+    def _each(self, change: Callable[[np.ndarray], np.ndarray]) -> Rows:
+        return Rows(**{name: change(column) for name, column in vars(self).items() if column is not None})
+
+    def index(self) -> dict[str, np.ndarray]:
+        """The columns that say what each row is, by name: INDEX_COLUMNS, and `pictures` where a row is a product."""
+        columns = {name: getattr(self, name) for name in INDEX_COLUMNS}
+        return columns if self.pictures is None else {**columns, 'pictures': self.pictures}
 
     def starts(self) -> np.ndarray:
         """Where each product begins: int64 [products], ascending, the first 0."""
@@ -96,12 +116,14 @@ class Rows:
 
     @staticmethod
     def concatenate(parts: Sequence[Rows]) -> Rows:
-        """All rows of the parts, in their order."""
-        names = [field.name for field in dataclasses.fields(Rows)]
-        return Rows(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+        """All rows of the parts, in their order; of each part a row is the same, a picture or a product."""
+        columns = dict.fromkeys([name for part in parts for name in part.index()] + ['logits'])
+        return Rows(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in columns})
 
 
-def write_shard(folder: str, name: str, rows: Rows | Iterable[Rows], *, split: str, top_k: int = 0) -> FileInfo:
+def write_shard(
+    folder: str, name: str, rows: Rows | Iterable[Rows], *, split: str, top_k: int = 0, kind: str = KIND
+) -> FileInfo:
     """Writes one file of a store, whole or not at all; its bytes don't depend on how the rows were batched.
 
     Args:
@@ -110,6 +132,7 @@ def write_shard(folder: str, name: str, rows: Rows | Iterable[Rows], *, split: s
         rows: the rows in the dataset's order; a product may go on from one batch to the next.
         split: val or test.
         top_k: how many of each row's logits are kept, fewer than C; 0: all.
+        kind: what they are, KIND or FEATURES.
 
     Returns:
         The manifest's entry, for finish().
@@ -124,7 +147,7 @@ def write_shard(folder: str, name: str, rows: Rows | Iterable[Rows], *, split: s
     row_count = size = 0
     with storage.atomic_writer(storage.join(folder, name)) as file:
         for block in _blocks([rows] if isinstance(rows, Rows) else rows):
-            _check_block(block, seen)
+            _check_block(block, seen, kind=kind)
             record = records.frame([_encode(block, top_k)])
             file.write(record)
             checksum.update(record)
@@ -144,6 +167,11 @@ def finish(
     seed: int,
     categories: Categories,
     top_k: int = 0,
+    pictures: int = 0,
+    fewer_pictures: bool = False,
+    dataset_products: int | None = None,
+    order_seed: int | None = None,
+    kind: str = KIND,
 ) -> Manifest:
     """Writes categories.csv, then manifest.json: the last step of making a store.
 
@@ -157,7 +185,20 @@ def finish(
         seed: of the views beside the plain picture.
         categories: the label map; class c of the logits is label c.
         top_k: how many of each row's logits were kept; 0: all.
+        pictures: how many of a product's pictures the model looks at, 1..4; 0: a row is a picture.
+        fewer_pictures: whether it looks at all products, the first so many pictures of each; False: with `pictures`,
+            only at those that have exactly so many, and the store is of these.
+        dataset_products: how many products the dataset has in the split; None: it isn't known, as in stores made before
+            there were any of a part.
+        order_seed: the dataset's seed: products stand in order of split.order_hashes(product_id, seed=order_seed), then
+            of product_id. None: it isn't known.
+        kind: what was written, KIND or FEATURES.
+
+    Raises:
+        ValueError: the store is of a part of the products, and isn't told of which dataset's.
     """
+    if pictures and None in (dataset_products, order_seed):
+        raise ValueError('a store of products must be told dataset_products and order_seed')
     about = {
         'split': split,
         'tta': tta,
@@ -167,19 +208,24 @@ def finish(
         'seed': seed,
         'top_k': top_k,
         'categories': len(categories),
+        'pictures': pictures,
+        'fewer_pictures': fewer_pictures,
+        'dataset_products': dataset_products,
+        'order_seed': order_seed,
     }
-    manifest = Manifest(KIND, about, tuple(sorted(files, key=lambda file: file.name)))
+    manifest = Manifest(kind, about, tuple(sorted(files, key=lambda file: file.name)))
     write_categories(categories, folder)
     manifest_lib.write(manifest, folder)
     return manifest
 
 
-def read_manifest(folder: str, *, check_files: bool = True) -> Manifest:
+def read_manifest(folder: str, *, check_files: bool = True, kind: str = KIND) -> Manifest:
     """What a finished store holds.
 
     Args:
         folder: the store's folder.
         check_files: whether all listed files must be there in their lengths.
+        kind: what it must hold, KIND or FEATURES.
 
     Raises:
         InputError: there is no finished store in the folder; names the command that makes it, or the stores in folders
@@ -188,12 +234,12 @@ def read_manifest(folder: str, *, check_files: bool = True) -> Manifest:
     if not storage.exists(storage.join(folder, manifest_lib.NAME)):
         stores = storage.folders_with(folder, manifest_lib.NAME)
         if stores:
-            raise InputError(f'{folder}: is no store of logits; name one of its stores: {", ".join(stores[:5])}')
-    return manifest_lib.read(folder, kind=KIND, remedy=logits_folder.command(folder), check_files=check_files)
+            raise InputError(f'{folder}: is no store of {kind}; name one of its stores: {", ".join(stores[:5])}')
+    return manifest_lib.read(folder, kind=kind, remedy=logits_folder.command(folder), check_files=check_files)
 
 
-def read_shard(folder: str, file: FileInfo) -> Iterator[Rows]:
-    """Yields the blocks of one file, in order.
+def read_shard(folder: str, file: FileInfo, *, kind: str = KIND) -> Iterator[Rows]:
+    """Yields the blocks of one file, in order, of logits or of features.
 
     Raises:
         InputError: a record is damaged or cut short, or the file isn't the one that the manifest lists.
@@ -209,7 +255,7 @@ def read_shard(folder: str, file: FileInfo) -> Iterator[Rows]:
                     break
                 rows = _decode(data)
             except (ValueError, KeyError, IndexError) as error:
-                raise InputError(f'{path}: record {number} is damaged ({error}); make the logits again') from None
+                raise InputError(f'{path}: record {number} is damaged ({error}); make the {kind} again') from None
             place += HEAD_BYTES + len(data) + TAIL_BYTES
             row_count += len(rows)
             number += 1
@@ -217,8 +263,34 @@ def read_shard(folder: str, file: FileInfo) -> Iterator[Rows]:
     if row_count != file.images or checksum.hexdigest().decode() != file.crc32c:
         raise InputError(
             f'{path}: its {row_count} rows or their checksum are not what the manifest lists ({file.images} rows); '
-            'make the logits again'
+            f'make the {kind} again'
         )
+
+
+def index_shard(folder: str, file: FileInfo, *, kind: str = KIND) -> Iterator[tuple[Rows, int]]:
+    """Yields the blocks of one file and where in it their logits begin, in bytes.
+
+    Of a local file only the pages that are looked at are read: here those of the other columns. Checksums aren't
+    looked at; journal.is_sound() does that.
+
+    Raises:
+        InputError: a record is damaged or cut short, or the rows aren't as many as the manifest lists.
+    """
+    path = storage.join(folder, file.name)
+    row_count = place = 0
+    with storage.open_ranges(path) as source:
+        while place < source.size:
+            length = int.from_bytes(source.window(place, 8).tobytes(), 'little')
+            data = source.window(place + HEAD_BYTES, length)
+            try:
+                rows = _decode(data.data)
+            except (ValueError, KeyError, IndexError) as error:
+                raise InputError(f'{path}: byte {place}: damaged ({error}); make the {kind} again') from None
+            yield rows, place + HEAD_BYTES + rows.logits.ctypes.data - data.ctypes.data
+            place += HEAD_BYTES + length + TAIL_BYTES
+            row_count += len(rows)
+    if row_count != file.images:
+        raise InputError(f'{path}: has {row_count} rows, the manifest lists {file.images}; make the {kind} again')
 
 
 def _blocks(batches: Iterable[Rows]) -> Iterator[Rows]:
@@ -237,8 +309,8 @@ def _blocks(batches: Iterable[Rows]) -> Iterator[Rows]:
         yield pending
 
 
-def _check_block(block: Rows, seen: set[int]) -> None:
-    """Adds the block's products to `seen`; refuses one that was there, and logits that no rule can use."""
+def _check_block(block: Rows, seen: set[int], *, kind: str) -> None:
+    """Adds the block's products to `seen`; refuses one that was there, and values that nothing can be made of."""
     for product in block.product_id[block.starts()].tolist():
         if product in seen:
             raise ValueError(f'all rows of a product must be adjacent: product {product} comes back')
@@ -247,13 +319,13 @@ def _check_block(block: Rows, seen: set[int]) -> None:
     if not finite.all():
         product = block.product_id[np.argmin(finite)]
         raise InputError(
-            f'logits must be finite in float16 (up to 65,504), those of product {product} are not: the model has '
+            f'{kind} must be finite in float16 (up to 65,504), those of product {product} are not: the model has '
             'diverged; train it again with a lower learning rate'
         )
 
 
 def _encode(block: Rows, top_k: int) -> bytes:
-    columns = {name: getattr(block, name).astype('<i8').tobytes() for name in INDEX_COLUMNS}
+    columns = {name: column.astype('<i8').tobytes() for name, column in block.index().items()}
     columns |= _encode_highest(block.logits, top_k) if top_k else {'logits': block.logits.astype('<f2').tobytes()}
     features = {name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[data])) for name, data in columns.items()}
     features['rows'] = tf.train.Feature(int64_list=tf.train.Int64List(value=[len(block)]))
@@ -286,7 +358,8 @@ def _decode(data: memoryview) -> Rows:
     ((_, features),) = _fields(data)
     entries = (dict(_fields(entry)) for _, entry in _fields(features))
     values = {bytes(entry[1]).decode(): _only(_only(entry[2])) for entry in entries}
-    columns = {name: np.frombuffer(values[name], '<i8') for name in INDEX_COLUMNS}
+    names = (*INDEX_COLUMNS, 'pictures') if 'pictures' in values else INDEX_COLUMNS
+    columns = {name: np.frombuffer(values[name], '<i8') for name in names}
     logits = np.frombuffer(values['logits'], '<f2').reshape(len(columns['product_id']), -1)
     return Rows(**columns, logits=_dense(logits, values) if 'rest' in values else logits)
 

@@ -15,13 +15,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ensemble import logits_folder
+from ensemble.logits_folder import JOINT
 from ensemble.mixture import Mixture
 from ensemble.reduction import Stores
 from pipeline import storage
 from pipeline.errors import InputError
 
 NAME = 'mixture.json'
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MODEL = ('weights_digest', 'label_map_digest', 'tta')  # alike in two stores of logits by the same model
 
 
@@ -34,13 +35,13 @@ def write(path: str, mixture: Mixture, stores: Stores) -> None:
         stores: the logits that it was fitted on.
     """
     models = [
-        {'logits': folder, **{name: manifest.about[name] for name in MODEL}}
-        for folder, manifest in zip(stores.folders, stores.manifests, strict=True)
+        [{'logits': store.folder, **{name: store.manifest.about[name] for name in MODEL}} for store in group.stores]
+        for group in stores.groups
     ]
     values = {
         'kind': 'mixture',
         'format_version': FORMAT_VERSION,
-        'dataset_digest': stores.manifests[0].about['dataset_digest'],
+        'dataset_digest': stores.dataset_digest,
         'split': stores.split,
         'models': models,
         'mixture': dataclasses.asdict(mixture),
@@ -57,18 +58,18 @@ def read(path: str, stores: Stores) -> Mixture:
         InputError: no such file, a damaged one, or one for other models than the stores' or in another order.
     """
     mixture, models = _parse(path)
-    named = ','.join(str(model['logits']) for model in models)
-    if len(models) != len(stores.folders):
+    named = ','.join(JOINT.join(str(store['logits']) for store in model) for model in models)
+    if len(models) != len(stores.groups):
         raise InputError(
-            f'{path}: is for {len(models)} models, --logits has {len(stores.folders)} stores; give those of the models '
-            f'that it was fitted on, in their order: {named}'
+            f'{path}: is for {len(models)} models, --logits has {len(stores.groups)}; give those that it was fitted '
+            f'on, in their order: {named}'
         )
-    for model, folder, manifest in zip(models, stores.folders, stores.manifests, strict=True):
-        difference = _difference(manifest.about, model)
+    for model, group in zip(models, stores.groups, strict=True):
+        difference = _difference([store.manifest.about for store in group.stores], model)
         if difference:
             raise InputError(
-                f'{folder}: not by the model that {path} was fitted on ({difference}); give the logits of its models '
-                f'in their order ({named}), or fit anew with --fit=val'
+                f'{group.name}: not by the model that {path} was fitted on ({difference}); give the logits of its '
+                f'models in their order ({named}), or fit anew with --fit=val'
             )
     return mixture
 
@@ -79,17 +80,16 @@ def check_same_models(fitted: Stores, used: Stores) -> None:
     Raises:
         InputError: one isn't; names both, and the commands that make them again.
     """
-    pairs = zip(fitted.folders, fitted.manifests, used.folders, used.manifests, strict=True)
-    for folder, manifest, other, other_manifest in pairs:
-        difference = _difference(manifest.about, other_manifest.about)
+    for one, other in zip(fitted.each, used.each, strict=True):
+        difference = _difference([one.manifest.about], [other.manifest.about])
         if difference:
             raise InputError(
-                f'{folder} and {other} are not by the same model ({difference}); make both again: '
-                f'{logits_folder.command(folder)} && {logits_folder.command(other)}'
+                f'{one.folder} and {other.folder} are not by the same model ({difference}); make both again: '
+                f'{logits_folder.command(one.folder)} && {logits_folder.command(other.folder)}'
             )
 
 
-def _parse(path: str) -> tuple[Mixture, Sequence[Mapping[str, Any]]]:
+def _parse(path: str) -> tuple[Mixture, Sequence[Sequence[Mapping[str, Any]]]]:
     with storage.open_read(path) as file:
         text = file.read()
     try:
@@ -98,7 +98,7 @@ def _parse(path: str) -> tuple[Mixture, Sequence[Mapping[str, Any]]]:
             raise ValueError(f'kind and format_version must be mixture and {FORMAT_VERSION}')
         fields = {field.name: values['mixture'][field.name] for field in dataclasses.fields(Mixture)}
         mixture = Mixture(**{**fields, 'weights': tuple(fields['weights'])})
-        models = [{name: model[name] for name in ('logits', *MODEL)} for model in values['models']]
+        models = [[{name: one[name] for name in ('logits', *MODEL)} for one in model] for model in values['models']]
         if len(models) != len(mixture.weights):
             raise ValueError(f'{len(mixture.weights)} weights for {len(models)} models')
     except KeyError as error:
@@ -108,9 +108,17 @@ def _parse(path: str) -> tuple[Mixture, Sequence[Mapping[str, Any]]]:
     return mixture, models
 
 
-def _difference(about: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """The first thing in which two models differ, in words; '' if they are the same."""
-    for name in MODEL:
-        if about[name] != other[name]:
-            return f'its {name} is {str(about[name])[:12]}, not {str(other[name])[:12]}'
+def _difference(model: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> str:
+    """The first thing in which two models differ, in words; '' if they are the same.
+
+    Args:
+        model: what is told of each of its stores.
+        other: what is told of each of the other's.
+    """
+    if len(model) != len(other):
+        return f'it has {len(model)} stores with {JOINT} between, not {len(other)}'
+    for about, expected in zip(model, other, strict=True):
+        for name in MODEL:
+            if about[name] != expected[name]:
+                return f'its {name} is {str(about[name])[:12]}, not {str(expected[name])[:12]}'
     return ''

@@ -25,17 +25,18 @@ import apache_beam as beam
 import numpy as np
 import tensorflow as tf
 
-from ensemble import logits, predictions, submission
+from ensemble import predictions, routing, submission
 from ensemble.logits import Rows
 from ensemble.mixture import Mixture, Models
 from ensemble.predictions import Predictions
+from ensemble.routing import Group, GroupFile, Store
 from ensemble.rules import Products
 from pipeline import categories, progress, storage
 from pipeline import manifest as manifest_lib
 from pipeline.beam_job import Engine
 from pipeline.categories import Categories
 from pipeline.errors import InputError
-from pipeline.manifest import FileInfo, Manifest
+from pipeline.manifest import FileInfo
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,47 +44,60 @@ class Part:
     """What a worker takes at a time.
 
     Attributes:
-        files: of the same products, one a store.
+        files: of the same products, one a model.
         known: product ids int64 [P], and category ids int64 [P] of those that are known by their pictures, UNKNOWN
             where they aren't; None if such knowledge isn't used.
     """
 
-    files: tuple[FileInfo, ...]
+    files: tuple[GroupFile, ...]
     known: tuple[np.ndarray, np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
 class Stores:
-    """Stores of logits of the same products, one a model.
+    """Stores of logits of the same products.
 
     Attributes:
-        folders: where they lie.
-        manifests: what they hold.
+        groups: of each model its stores.
         label_map: the categories of all of them.
     """
 
-    folders: tuple[str, ...]
-    manifests: tuple[Manifest, ...]
+    groups: tuple[Group, ...]
     label_map: Categories
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of each model the folders, with + between if there are several."""
+        return tuple(group.name for group in self.groups)
+
+    @property
+    def each(self) -> tuple[Store, ...]:
+        """The stores of all models."""
+        return tuple(store for group in self.groups for store in group.stores)
 
     @property
     def split(self) -> str:
         """train, val or test."""
-        return self.manifests[0].about['split']
+        return self.each[0].manifest.about['split']
 
     @property
     def dataset_digest(self) -> str:
         """Identity of the shards that the logits were made from."""
-        return self.manifests[0].about['dataset_digest']
+        return self.each[0].manifest.about['dataset_digest']
 
     @property
     def products(self) -> int:
         """How many products."""
-        return self.manifests[0].products(self.split)
+        return self.groups[0].products
+
+    @property
+    def part(self) -> int:
+        """K, if they are of the products with K pictures only; 0: of all that the dataset has in the split."""
+        return self.groups[0].part
 
     def parts(self) -> list[Part]:
         """The files of the same products; those without any are left out."""
-        rows = zip(*(manifest.files for manifest in self.manifests), strict=True)
+        rows = zip(*(group.files() for group in self.groups), strict=True)
         return [Part(files) for files in rows if files[0].products]
 
 
@@ -105,41 +119,32 @@ class Job:
 
     def about(self, mixture: Mixture) -> dict:
         """What a store of predictions says of how it was made."""
-        first = self.stores.manifests[0].about
-        made_from = ('weights_digest', 'tta', 'seed', 'top_k')
+        first = self.stores.each[0].manifest.about
+        made_from = ('weights_digest', 'tta', 'seed', 'top_k', 'pictures', 'fewer_pictures')
         return {
             **{name: first[name] for name in ('split', 'label_map_digest', 'dataset_digest')},
-            'logits': [{name: made.about.get(name, 0) for name in made_from} for made in self.stores.manifests],
+            'dataset_products': self.stores.groups[0].dataset_products,
+            'logits': [
+                {'model': model, **{name: store.manifest.about.get(name, 0) for name in made_from}}
+                for model, group in enumerate(self.stores.groups)
+                for store in group.stores
+            ],
             'mixture': dataclasses.asdict(mixture),
             'known_images': self.known_images,
         }
 
 
-def open_stores(folders: Sequence[str]) -> Stores:
+def open_stores(names: Sequence[str]) -> Stores:
     """Opens stores of logits that can be combined.
+
+    Args:
+        names: of the models: each the folder of a store, or several with + between (routing.py).
 
     Raises:
         InputError: one isn't finished or holds nothing, or two aren't of the same split, dataset and categories.
     """
-    manifests = tuple(logits.read_manifest(folder) for folder in folders)
-    label_maps = [categories.read(folder) for folder in folders]
-    for folder, manifest, label_map in zip(folders, manifests, label_maps, strict=True):
-        if label_map.digest() != manifest.about['label_map_digest']:
-            path = storage.join(folder, categories.NAME)
-            raise InputError(f'{path}: not the label map of these logits; make the logits again')
-        if not any(file.products for file in manifest.files):
-            raise InputError(f'{folder}: holds no product; make the logits again')
-        for name, what in (('split', 'split'), ('label_map_digest', 'label map'), ('dataset_digest', 'dataset')):
-            ours, first = manifest.about[name], manifests[0].about[name]
-            if ours != first:
-                raise InputError(
-                    f'{folder}: its {what} is {ours[:12]}, that of {folders[0]} is {first[:12]}; only logits of the '
-                    'same shards can be combined: make them by model.predict with the same --shards_dir'
-                )
-        held = [[(file.name, file.products) for file in made.files] for made in (manifest, manifests[0])]
-        if held[0] != held[1]:
-            raise InputError(f'{folder}: has other files or products than {folders[0]}; make the logits again')
-    return Stores(tuple(folders), manifests, label_maps[0])
+    groups = routing.open_groups(names)
+    return Stores(groups, categories.read(groups[0].stores[0].folder))
 
 
 def run(engine: Engine, parts: Sequence[Part], job: Job) -> None:
@@ -194,7 +199,7 @@ def reduce_part(part: Part, job: Job) -> list[FileInfo]:
     """
     _take_one_core()
     blocks: list[list[Predictions]] = [[] for _ in job.mixtures]
-    for rows in aligned(job.stores.folders, part.files):
+    for rows in aligned(job.stores.groups, part.files):
         models = Models([Products(one) for one in rows])
         for done, mixture in zip(blocks, job.mixtures, strict=True):
             done.append(predictions.predict(models, mixture, category_ids=job.stores.label_map.ids))
@@ -225,13 +230,13 @@ def leave_gpus() -> None:
         tf.config.set_visible_devices([], 'GPU')
 
 
-def aligned(folders: Sequence[str], files: Sequence[FileInfo]) -> Iterator[list[Rows]]:
-    """Reads files of the same products together: the same products of each, block by block.
+def aligned(groups: Sequence[Group], files: Sequence[GroupFile]) -> Iterator[list[Rows]]:
+    """Reads files of the same products together: the same products of each model, block by block.
 
     Raises:
         InputError: a file is damaged, or they don't hold the same products in the same order.
     """
-    readers = [logits.read_shard(folder, file) for folder, file in zip(folders, files, strict=True)]
+    readers = [group.read(file) for group, file in zip(groups, files, strict=True)]
     waiting: list[Rows | None] = [None] * len(readers)
     while True:
         for place, reader in enumerate(readers):
@@ -240,20 +245,20 @@ def aligned(folders: Sequence[str], files: Sequence[FileInfo]) -> Iterator[list[
         if not ready:
             return
         if len(ready) < len(readers):
-            raise _other_products(folders, files)
+            raise _other_products(groups, files)
         starts = [np.append(rows.starts(), len(rows)) for rows in ready]
         count = min(len(one) for one in starts) - 1
         block = [rows[: ends[count]] for rows, ends in zip(ready, starts, strict=True)]
         first = block[0].product_id[starts[0][:count]]
         for rows, ends in zip(block, starts, strict=True):
             if not np.array_equal(rows.product_id[ends[:count]], first):
-                raise _other_products(folders, files)
+                raise _other_products(groups, files)
         yield block
         waiting = [rows[ends[count] :] or None for rows, ends in zip(ready, starts, strict=True)]
 
 
-def _other_products(folders: Sequence[str], files: Sequence[FileInfo]) -> InputError:
-    paths = ' and '.join(storage.join(folder, file.name) for folder, file in zip(folders, files, strict=True))
+def _other_products(groups: Sequence[Group], files: Sequence[GroupFile]) -> InputError:
+    paths = ' and '.join(group.paths(file) for group, file in zip(groups, files, strict=True))
     return InputError(f'{paths}: do not hold the same products in the same order; make the logits again')
 
 

@@ -153,7 +153,7 @@ class Products:
         self.product_of_picture = product[new]
         self.product_id = rows.product_id[starts]
         self.label = rows.label[starts]
-        self.pictures = np.bincount(self.product_of_picture)
+        self.pictures = np.bincount(self.product_of_picture) if rows.pictures is None else rows.pictures[starts]
 
 
 def names() -> tuple[str, ...]:

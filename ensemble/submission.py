@@ -34,11 +34,13 @@ class Solution:
         path: where it was read.
         product_id: int64 [n], ascending.
         category_id: int64 [n].
+        part: whether only some of its products are predicted.
     """
 
     path: str
     product_id: np.ndarray
     category_id: np.ndarray
+    part: bool = False
 
     def of(self, product_id: np.ndarray) -> np.ndarray:
         """The categories of predicted products: int64, in the order of `product_id` (int64, each once).
@@ -47,9 +49,10 @@ class Solution:
             InputError: the solution and the predictions are not of the same products.
         """
         faults = []
+        others = np.setdiff1d(self.product_id, product_id)
         for what, ids in (
             ('lacks', np.setdiff1d(product_id, self.product_id)),
-            ('has besides', np.setdiff1d(self.product_id, product_id)),
+            ('has besides', others[:0] if self.part else others),
         ):
             if len(ids):
                 faults.append(f'{what} {len(ids):,} (the first is {ids[0]})')
@@ -95,8 +98,13 @@ def write(path: str, product_id: np.ndarray, category_id: np.ndarray, *, expecte
             packed.write(''.join(f'{product},{category}\n' for product, category in pairs).encode())
 
 
-def read_solution(path: str, label_map: Categories) -> Solution:
+def read_solution(path: str, label_map: Categories, *, part: bool = False) -> Solution:
     """Reads a solution.csv: `_id,category_id`, in any order.
+
+    Args:
+        path: of the file.
+        label_map: the model's categories.
+        part: whether only some of its products are predicted.
 
     Raises:
         InputError: a wrong header, a row that isn't two numbers, a product that stands twice, an unknown category.
@@ -116,4 +124,4 @@ def read_solution(path: str, label_map: Categories) -> Solution:
         place = int(np.argmin(label))
         raise InputError(f'{path}: row {place + 2}: category {rows[place][1]} is none of the model')
     order = np.argsort(product_id)
-    return Solution(path, product_id[order], category_id[order])
+    return Solution(path, product_id[order], category_id[order], part)

@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from model import devices
+from model.inputs import SINGLE, Inputs
 from pipeline import augment
 from pipeline.augment import Augmentation
 
@@ -28,6 +29,7 @@ class AccumulatingModel(keras.Model):
         classifier: keras.Model,
         *,
         micro_batch: int,
+        inputs: Inputs = SINGLE,
         augmentation: Augmentation = augment.NONE,
         label_smoothing: float = 0,
         xla: bool = False,
@@ -35,8 +37,9 @@ class AccumulatingModel(keras.Model):
         """Wraps a classifier.
 
         Args:
-            classifier: float32 [n, size, size, 3], 0..255 -> logits float32 [n, classes].
-            micro_batch: pictures that a replica takes at a time.
+            classifier: what Inputs.prepare() gives -> logits float32 [n, classes].
+            micro_batch: rows (pictures or products) that a replica takes at a time.
+            inputs: what the classifier sees of a row.
             augmentation: how training pictures vary.
             label_smoothing: share of the target that is spread evenly over all classes, in [0, 1).
             xla: whether XLA compiles forward and backward of a micro batch. It compiles anew for each size of one.
@@ -44,11 +47,17 @@ class AccumulatingModel(keras.Model):
         super().__init__()
         self.classifier = classifier
         self.micro_batch = micro_batch
+        self.inputs_of_row = inputs
         self.augmentation = augmentation
         self.label_smoothing = label_smoothing
         self.xla = xla
-        self.image_size = classifier.input_shape[1]
+        self.image_size = classifier.inputs[0].shape[1]
         self.built = True  # the classifier is; there is nothing more to build
+
+    @property
+    def whole(self) -> keras.Model:
+        """What a run keeps as its model."""
+        return self.classifier
 
     def compile(self, optimizer: keras.Optimizer) -> None:
         """Sets the optimizer of the variables that are trainable now.
@@ -64,9 +73,23 @@ class AccumulatingModel(keras.Model):
         super().compile(optimizer=optimizer, jit_compile=False)
         optimizer.build(self.trainable_variables)
 
-    def call(self, images: Any, training: bool = False) -> Any:
-        """Logits of prepared pictures."""
-        return self.classifier(images, training=training)
+    def call(self, prepared: Any, training: bool = False) -> Any:
+        """Logits of what prepare() gives."""
+        return self.classifier(prepared, training=training)
+
+    def prepare(self, images: Any, *more: Any, augmentation: Augmentation | None) -> Any:
+        """The classifier's inputs, of the columns that pipeline.dataset gives.
+
+        Args:
+            images: uint8 [n, side, side, 3], or [n, pictures, side, side, 3].
+            more: mask bool [n, pictures], if a row is a product; then draws float32 [n, augment.DRAWS] or
+                [n, pictures, augment.DRAWS], with `augmentation`.
+            augmentation: how the pictures vary; None: not at all.
+        """
+        mask, *draws = more if self.inputs_of_row.pictures else (None, *more)
+        return self.inputs_of_row.prepare(
+            images, mask, *(draws or [None]), augmentation=augmentation, size=self.image_size
+        )
 
     def train_step(self, data: Any, leave: Any = 0.0) -> dict[str, Any]:
         """One update from this replica's part of an effective batch, of any size.
@@ -77,15 +100,16 @@ class AccumulatingModel(keras.Model):
         before the optimizer sees them, and Keras' loss scaling, which looks at one replica's only, is right on all.
 
         Args:
-            data: images uint8 [n, side, side, 3], draws float32 [n, augment.DRAWS], labels int64 [n]; n may differ
-                between replicas and need not be a multiple of the micro batch.
+            data: columns of pipeline.dataset.train: images uint8 [n, side, side, 3], draws float32 [n, augment.DRAWS],
+                labels int64 [n], or those of products; n may differ between replicas and need not be a multiple of the
+                micro batch.
             leave: 1 if this machine was asked to end.
 
         Returns:
             float32 [] each, the same on all replicas: loss and accuracy (means over the effective batch, before the
             update; smoothed, without regularisation), gradient_norm, and leaving: how many replicas were asked to end.
         """
-        loss, hits, gradients = self._summed_over_micro_batches(*data)
+        loss, hits, gradients = self._summed_over_micro_batches(data)
         count = tf.cast(tf.shape(data[0])[0], tf.float32)
         statistics = self._moving_statistics()
         leave = tf.cast(leave, tf.float32)
@@ -102,35 +126,27 @@ class AccumulatingModel(keras.Model):
         norm = tf.linalg.global_norm(gradients) / self.optimizer.scale_loss(1.0)
         return {'loss': loss / count, 'accuracy': hits / count, 'gradient_norm': norm, 'leaving': leaving}
 
-    def logits(self, images: Any, draws: Any = None, *, augmentation: Augmentation | None = None) -> Any:
-        """Logits of decoded pictures, as in evaluation.
-
-        Args:
-            images: uint8 [n, side, side, 3].
-            draws: float32 [n, augment.DRAWS], with `augmentation`; without them the pictures are taken as they are.
-            augmentation: how the pictures vary.
+    def logits(self, images: Any, *more: Any, augmentation: Augmentation | None = None) -> Any:
+        """Logits of decoded pictures, as in evaluation; arguments as for prepare().
 
         Returns:
             float32 [n, classes].
         """
-        if augmentation is None:
-            prepared = augment.resize(images, size=self.image_size)
-        else:
-            prepared = augment.upscale_crop_flip(images, draws, augmentation=augmentation, size=self.image_size)
-        return self.classifier(prepared, training=False)
+        return self.classifier(self.prepare(images, *more, augmentation=augmentation), training=False)
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         """Nothing is left to build. For it Keras' fit would add up the replicas' pictures, of equal number or not."""
 
-    def _summed_over_micro_batches(self, images: Any, draws: Any, labels: Any) -> Any:
-        """Sums, over the pictures, of loss, hits and gradients; the tape lives for one micro batch at a time."""
+    def _summed_over_micro_batches(self, columns: Any) -> Any:
+        """Sums, over the rows, of loss, hits and gradients; the tape lives for one micro batch at a time."""
         variables = [variable.value for variable in self.trainable_variables]
-        size = tf.shape(images)[0]
+        size = tf.shape(columns[0])[0]
 
         # A function of its own for each replica: the variables that it captures are this replica's.
         @tf.function(jit_compile=True if self.xla else None, autograph=False)
-        def sums_of(images: Any, draws: Any, labels: Any) -> Any:
-            prepared = augment.upscale_crop_flip(images, draws, augmentation=self.augmentation, size=self.image_size)
+        def sums_of(*columns: Any) -> Any:
+            *given, labels = columns
+            prepared = self.prepare(*given, augmentation=self.augmentation)
             with tf.GradientTape() as tape:
                 logits = self.classifier(prepared, training=True)
                 loss = tf.reduce_sum(_losses(labels, logits, smoothing=self.label_smoothing))
@@ -141,7 +157,7 @@ class AccumulatingModel(keras.Model):
         def add_one(start: Any, loss: Any, hits: Any, sums: Any) -> Any:
             """Adds a micro batch, the last of which may be smaller."""
             part = slice(start, start + self.micro_batch)
-            part_loss, part_hits, gradients = sums_of(images[part], draws[part], labels[part])
+            part_loss, part_hits, gradients = sums_of(*(column[part] for column in columns))
             sums = [total + gradient for total, gradient in zip(sums, gradients, strict=True)]
             return start + self.micro_batch, loss + part_loss, hits + part_hits, sums
 

@@ -2,7 +2,7 @@
 
 Synopsis:
 
-    model = AccumulatingModel(runs.load_model('runs/latest'), micro_batch=answers.AT_ONCE)
+    model = inference.load('runs/latest', micro_batch=answers.AT_ONCE)
     labels, probabilities = answers.Chain(model, answers.Options())([pixels_of_one_product, pixels_of_another])
 """
 
@@ -17,9 +17,11 @@ from ensemble import rules
 from ensemble.logits import Rows
 from model import inference
 from model.accumulate import AccumulatingModel
+from model.inputs import Inputs
 from pipeline import dataset
+from pipeline.errors import InputError
 
-AT_ONCE = 64  # views that go through the network together, as by default in model.predict
+AT_ONCE = 64  # pictures that go through the network together, as by default in model.predict
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Chain:
 
     def __init__(self, model: AccumulatingModel, options: Options) -> None:
         self.options = options
+        self._inputs = model.inputs_of_row
         self._forward = inference.step(model, plain=options.tta == 1)
 
     def __call__(self, products: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -60,17 +63,64 @@ class Chain:
 
         Returns:
             labels int64 [P, count] and probabilities float32 [P, count], as rules.likeliest() gives them.
+
+        Raises:
+            InputError: a product has other numbers of pictures than the model takes.
         """
         options = self.options
-        counts = [len(pixels) for pixels in products]
-        product = np.repeat(np.arange(len(products)), counts).repeat(options.tta)
-        picture = np.concatenate([np.arange(count) for count in counts]).repeat(options.tta)
-        view = np.tile(np.arange(options.tta), sum(counts))
-        pixels = np.concatenate(products)
+        if self._inputs.pictures:
+            product, pixels, mask = self._whole(products)
+            picture = np.zeros_like(product)
+        else:
+            counts = [len(pixels) for pixels in products]
+            product = np.repeat(np.arange(len(products)), counts)
+            picture = np.concatenate([np.arange(count) for count in counts])
+            pixels, mask = np.concatenate(products), None
         row = np.arange(len(pixels)).repeat(options.tta)
-        draws = dataset.view_draws(options.seed, product, picture, view)
-        parts = [slice(start, start + AT_ONCE) for start in range(0, len(row), AT_ONCE)]
-        values = np.concatenate([self._forward(pixels[row[part]], draws[part]) for part in parts])
-        rows = Rows(product, picture, view, np.full_like(product, -1), values)
+        view = np.tile(np.arange(options.tta), len(pixels))
+        draws = self._draws(product[row], picture[row], view)
+        at_once = max(1, AT_ONCE // self._inputs.pictures_a_row)
+        parts = [row[start : start + at_once] for start in range(0, len(row), at_once)]
+        given = (pixels,) if mask is None else (pixels, mask)
+        values = np.concatenate(
+            [
+                self._forward(*(column[part] for column in given), draws[start : start + len(part)])
+                for start, part in zip(range(0, len(row), at_once), parts, strict=True)
+            ]
+        )
+        pictures = None if mask is None else mask.sum(axis=1)[row]
+        rows = Rows(product[row], picture[row], view, np.full_like(row, -1), values, pictures)
         scores = rules.combine(rules.Products(rows), rules.find(options.rule, power=options.power))
         return rules.likeliest(scores, count=options.count)
+
+    def _whole(self, products: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Products as rows: their numbers [P], pixels [P, pictures, 180, 180, 3], and mask [P, pictures]."""
+        count = self._inputs.pictures
+        pixels = np.zeros([len(products), count, *products[0].shape[1:]], np.uint8)
+        mask = np.zeros([len(products), count], bool)
+        for number, given in enumerate(products):
+            check_count(self._inputs, len(given))
+            pixels[number, : len(given)] = given[:count]
+            mask[number, : len(given)] = True
+        return np.arange(len(products)), pixels, mask
+
+    def _draws(self, product: np.ndarray, picture: np.ndarray, view: np.ndarray) -> np.ndarray:
+        """What varies the views: float32 [n, augment.DRAWS], for products [n, pictures, augment.DRAWS]."""
+        if not self._inputs.pictures:
+            return dataset.view_draws(self.options.seed, product, picture, view)
+        pictures = range(self._inputs.pictures)
+        each = [dataset.view_draws(self.options.seed, product, np.full_like(product, one), view) for one in pictures]
+        return np.stack(each, axis=1)
+
+
+def check_count(inputs: Inputs, count: int) -> None:
+    """Refuses a product with other numbers of pictures than a model takes.
+
+    Raises:
+        InputError: it has.
+    """
+    if inputs.pictures and not inputs.fewer and count != inputs.pictures:
+        raise InputError(
+            f'a product with {count} picture(s): this run was trained on products with exactly {inputs.pictures} '
+            '(--pictures without --fewer_pictures); take another run'
+        )

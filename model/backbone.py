@@ -17,7 +17,8 @@ from typing import Any
 import keras
 
 from model import backbones
-from pipeline.errors import UsageError
+from pipeline import program
+from pipeline.errors import InputError, UsageError
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,16 @@ def from_keras(application: Callable[..., Any], image: Any, scaled_image: Any, *
 
     # A model of our own, for the network's expects its one input in a list.
     return Backbone(keras.Model(image, network.output), blocks, imagenet)
+
+
+def from_pytorch(name: str) -> Callable[[], Any]:
+    """Backbone.imagenet of a backbone whose ImageNet weights are published for PyTorch alone: says how to get them."""
+
+    def imagenet() -> Any:
+        importing = program.command('tools.import_weights', f'--backbone={name}')
+        raise InputError(f"for Keras there are none of {name}, but `{importing} --help` says how to import PyTorch's")
+
+    return imagenet
 
 
 def scaled(filters: int, width: float) -> int:

@@ -48,12 +48,15 @@ class Evaluator:
 
     def __init__(self, model: AccumulatingModel, strategy: tf.distribute.Strategy, label_map: Categories) -> None:
         self.strategy = strategy
+        self.label_map = label_map
         self.classes = len(label_map)
+        self.unit = model.inputs_of_row.unit
         levels = tf.constant(label_map.levels())
 
-        def sums_of(images: Any, labels: Any, weights: Any) -> Any:
-            """Sums over the batches of all replicas: loss, right at levels 1 to 3, images and hits by category."""
-            logits = model.logits(images)
+        def sums_of(*columns: Any) -> Any:
+            """Sums over the batches of all replicas: loss, right at levels 1 to 3, rows and hits by category."""
+            *given, labels, weights = columns
+            logits = model.logits(*given)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
             predicted = tf.argmax(logits, axis=1)
             same = tf.gather(levels, predicted, axis=1) == tf.gather(levels, labels, axis=1)
@@ -82,7 +85,7 @@ class Evaluator:
 
         Args:
             batches: the batches.
-            images: how many pictures there are, for the progress bar; None: there is none.
+            images: how many rows (pictures or products) there are, for the progress bar; None: there is none.
             go_on: asked between two batches.
 
         Returns:
@@ -90,7 +93,7 @@ class Evaluator:
         """
         sums = np.zeros(4 + 2 * self.classes)
         with progress.Progress(
-            total=images or 0, label='validate', unit='images', leave=False, disable=images is None
+            total=images or 0, label='validate', unit=self.unit, leave=False, disable=images is None
         ) as bar:
             for batch in batches:
                 if not go_on():

@@ -1,4 +1,7 @@
-"""history.csv: how training went, for the paper's Figure 3. A row for every 20,000 pictures or so."""
+"""history.csv: how training went, for the paper's Figure 3. A row for every 20,000 pictures or so.
+
+Where a run learns products, images and images_per_second count those.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from model import checkpoint, devices, runs
+from model import checkpoint, devices, evaluation, runs
 from model.accumulate import AccumulatingModel
 from model.board import Board
 from model.checkpoint import State
@@ -39,11 +39,12 @@ class Options:
     Attributes:
         run_dir: the run's folder.
         settings: what makes the run what it is; checkpoints carry them.
-        batch_images: pictures of an effective batch, over all replicas.
+        batch_images: pictures of an effective batch, over all replicas; products, where a row of the data is one.
         history_steps: updates in a row of history.csv.
         save_seconds: time after which it saves a checkpoint within an artificial epoch.
-        val_images: validation pictures after an artificial epoch.
+        val_images: validation pictures, or products, after an artificial epoch.
         show_graph: whether TensorBoard gets the graph.
+        show_pictures: whether it gets the first pictures; there must be some in the batches.
         command: what goes on with the run, to be told where it is interrupted.
     """
 
@@ -53,7 +54,8 @@ class Options:
     history_steps: int
     save_seconds: float
     val_images: int
-    show_graph: bool
+    show_graph: bool = False
+    show_pictures: bool = True
     command: str = 'the same command'
 
 
@@ -127,7 +129,7 @@ class Loop:
             total=self.schedule.total_steps * images,
             initial=self.state.step * images,
             label='train',
-            unit='images',
+            unit=self.model.inputs_of_row.unit,
             disable=not self.is_chief,
         )
         with bar as self._bar, self._errors_of_one_line():
@@ -181,7 +183,7 @@ class Loop:
         step = self.state.step
         self.model.optimizer.learning_rate = self.schedule.learning_rate_at(step)
         batch = next(stream)
-        if self.is_chief and step == 0:
+        if self.is_chief and step == 0 and self.options.show_pictures:
             self._show_pictures(batch)
         leave = tf.constant(float(self._signal != 0))
         found = {
@@ -192,10 +194,11 @@ class Loop:
             self._board.graph(self._update.get_concrete_function(batch, leave).graph)
         if not math.isfinite(found['loss']) or not (math.isfinite(found['gradient_norm']) or self._scales_down()):
             images = self.options.batch_images
+            place = f'{self.model.inputs_of_row.noun} {step * images:,} to {(step + 1) * images - 1:,} of the run'
             raise InputError(
-                f'update {step + 1:,} (pictures {step * images:,} to {(step + 1) * images - 1:,} of the run): the loss '
-                f'is {found["loss"]:g}, the length of its gradient {found["gradient_norm"]:g}; the last good '
-                f'checkpoint is {self._last or "none"}; begin another --run_dir with a smaller --learning_rate'
+                f'update {step + 1:,} ({place}): the loss is {found["loss"]:g}, the length of its gradient '
+                f'{found["gradient_norm"]:g}; the last good checkpoint is {self._last or "none"}; begin another '
+                '--run_dir with a smaller --learning_rate'
             )
         return found
 
@@ -220,16 +223,38 @@ class Loop:
         if found and found.accuracy > best:
             best = found.accuracy
             if self.is_chief:
-                runs.save_model(self.model.classifier, self.options.run_dir, name=runs.BEST_NAME)
+                runs.save_model(self.model.whole, self.options.run_dir, name=runs.BEST_NAME)
         self._move(epoch=self.state.epoch + 1, best_accuracy=best)
         if self.is_chief:
             told = f', validation accuracy {found.accuracy:.4f}, the best {best:.4f}' if found else ''
             self._bar.write(f'artificial epoch {self.state.epoch}: update {segment.end:,}{told}')
         return True
 
-    def end(self, accuracy: float | None) -> None:
-        """Shows that the run is finished; accuracy is that on all validation pictures, if there are any."""
-        self._board.end(self.state.step, accuracy)
+    def finish(self, validation: Any, *, rows: int) -> bool:
+        """Evaluates the trained model and writes it as the run's finished one.
+
+        Args:
+            validation: distributed batches of all validation pictures, or products; None if there are none.
+            rows: how many there are.
+
+        Returns:
+            Whether it is done; False if it was asked to end meanwhile.
+        """
+        found: Evaluation | None = None
+        if validation is not None:
+            found = self.evaluator.evaluate(validation, images=rows if self.is_chief else None, go_on=self.go_on)
+            if found is None:
+                return False
+        if not self.is_chief:
+            return True
+        if found:
+            evaluation.write_by_category(found, self.evaluator.label_map, runs.by_category_path(self.options.run_dir))
+            levels = ', '.join(f'level {number} {share:.4f}' for number, share in enumerate(found.levels, start=1))
+            noun = self.model.inputs_of_row.noun
+            print(f'accuracy on all {rows:,} validation {noun}: {found.accuracy:.4f} ({levels})')
+        self._board.end(self.state.step, found.accuracy if found else None)
+        runs.save_model(self.model.whole, self.options.run_dir)
+        return True
 
     @property
     def asked(self) -> bool:
@@ -275,14 +300,16 @@ class Loop:
         if len(self._times) > TIMED_UPDATES:  # the first one compiles and isn't counted
             seconds = (self._times[-1] - self._times[0]) / TIMED_UPDATES
             left = datetime.timedelta(seconds=round(seconds * (self.schedule.total_steps - self.state.step)))
+            speed = f'{self.options.batch_images / seconds:,.0f} {self.model.inputs_of_row.unit}/s'
             self._bar.write(
-                f'{self.options.batch_images / seconds:,.0f} images/s in {TIMED_UPDATES} updates: the training ends in '
-                f'about {left}, not counting validation'
+                f'{speed} in {TIMED_UPDATES} updates: the training ends in about {left}, not counting validation'
             )
 
     def _show_pictures(self, batch: Any) -> None:
-        images, draws, _ = (self.strategy.experimental_local_results(column)[0] for column in batch)
+        images, *_, draws, _ = (self.strategy.experimental_local_results(column)[0] for column in batch)
         model = self.model
+        if model.inputs_of_row.pictures:  # of each product the first
+            images, draws = images[:, 0], draws[:, 0]
         self._board.pictures(0, images, draws, augmentation=model.augmentation, size=model.image_size)
 
     def _save(self) -> None:

@@ -16,6 +16,7 @@ import keras
 import tensorflow as tf
 
 from model import devices
+from model.inputs import SINGLE, Inputs
 from pipeline.errors import InputError
 
 ADAM_SLOTS = 2  # means of the gradient and of its square
@@ -63,7 +64,13 @@ class Memory:
 
 
 def needed(
-    classifier: keras.Model, *, micro_batch: int, accumulate: int, input_side: int = 180, replicas: int = 1
+    classifier: keras.Model,
+    *,
+    micro_batch: int,
+    accumulate: int,
+    inputs: Inputs = SINGLE,
+    input_side: int = 180,
+    replicas: int = 1,
 ) -> Memory:
     """What training the layers that are trainable now takes of each device; ask anew for each stage.
 
@@ -88,25 +95,28 @@ def needed(
     weights to half precision.
 
     Args:
-        classifier: pictures float32 [n, size, size, 3] -> logits.
-        micro_batch: pictures that a replica takes at a time.
+        classifier: what Inputs.prepare() gives -> logits.
+        micro_batch: pictures that a replica takes at a time; products, where they are the rows. All that the classifier
+            keeps of a product is counted as often as it sees pictures of it, which is too much for its dense layers.
         accumulate: micro batches that a replica takes for an update.
+        inputs: what the classifier sees of a row.
         input_side: pixels a side of the decoded pictures.
         replicas: of all machines.
     """
     learning = _bytes(classifier.trainable_variables)
     kept = _kept_a_picture(classifier)
-    side = max(input_side, classifier.input_shape[1])
+    pictures = micro_batch * inputs.pictures_a_row
+    side = max(input_side, classifier.inputs[0].shape[1])
     augmentation = AUGMENTATION_PICTURES * side * side * 3 * tf.float32.size
     peak = max(augmentation, _largest_layer(classifier, learns=False), kept + _largest_layer(classifier, learns=True))
     return Memory(
         weights=_bytes(classifier.variables),
         optimizer=ADAM_SLOTS * learning,
         gradients=learning,
-        activations=micro_batch * kept,
-        working=micro_batch * (peak - kept),
+        activations=pictures * kept,
+        working=pictures * (peak - kept),
         copies=learning * (3 if replicas > 1 else 1),
-        batch=BATCHES_IN_FLIGHT * micro_batch * accumulate * input_side * input_side * 3,
+        batch=BATCHES_IN_FLIGHT * micro_batch * accumulate * max(1, inputs.pictures) * input_side * input_side * 3,
     )
 
 
@@ -176,15 +186,15 @@ def _kept_a_picture(classifier: keras.Model) -> int:
     variables = [local(variable.value)[0] for variable in classifier.trainable_variables]
     forward: set[str] = set()
 
-    def gradients(images: Any) -> Any:
+    def gradients(*given: Any) -> Any:
         with tf.GradientTape() as tape:
-            logits = classifier(images, training=True)
+            logits = classifier(given if len(given) > 1 else given[0], training=True)
         forward.update(operation.name for operation in tf.compat.v1.get_default_graph().get_operations())
         return tape.gradient(logits, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
-    images = tf.TensorSpec([None, *classifier.input_shape[1:]], tf.float32)
+    given = [tf.TensorSpec([None, *one.shape[1:]], tf.float32) for one in classifier.inputs]
     kept, seen = {}, set()
-    waiting = [output.op for output in tf.function(gradients, autograph=False).get_concrete_function(images).outputs]
+    waiting = [output.op for output in tf.function(gradients, autograph=False).get_concrete_function(*given).outputs]
     while waiting:
         operation = waiting.pop()
         if operation.name in seen or operation.type in SHAPE_OPS:

@@ -14,8 +14,7 @@ from pipeline import program  # first: it quiets the logs of what is imported be
 # isort: split
 from absl import flags
 
-from model import devices, inference, runs
-from model.accumulate import AccumulatingModel
+from model import devices, inference
 from pipeline import dataset, split
 
 FLAGS = program.flag_values()
@@ -52,7 +51,7 @@ def main(argv: list[str]) -> None:
     shards = dataset.open_shards(SHARDS_DIR.value)
     strategy = devices.strategy(STRATEGY.value)
     with strategy.scope():
-        model = AccumulatingModel(runs.load_model(RUN_DIR.value, best=BEST.value), micro_batch=MICRO_BATCH.value)
+        model = inference.load(RUN_DIR.value, best=BEST.value, micro_batch=MICRO_BATCH.value)
         options = inference.Options(
             split=SPLIT.value,
             batch_size=MICRO_BATCH.value * strategy.num_replicas_in_sync,

@@ -16,13 +16,18 @@ runs/latest               -> the last finished run
 from __future__ import annotations
 
 import json
+import math
 import os
 import uuid
+import zipfile
 from collections.abc import Sequence
 from typing import Any
 
+import h5py
 import keras
 
+from model import join, title
+from model.grouped_conv import GroupedConv2D
 from pipeline import categories, storage
 from pipeline.categories import Categories
 from pipeline.errors import InputError, UsageError, one_line
@@ -32,6 +37,8 @@ BEST_NAME = 'best.keras'
 BY_CATEGORY_NAME = 'accuracy_by_category.csv'
 SETTINGS_NAME = 'run.json'
 LATEST = 'latest'
+# Layers of our own that a saved classifier may have.
+LAYERS = {keras.saving.get_registered_name(layer): layer for layer in (GroupedConv2D, join.Join, title.Head)}
 
 
 def check_folder(run_dir: str) -> None:
@@ -120,8 +127,8 @@ def by_category_path(run_dir: str) -> str:
     return storage.join(run_dir, BY_CATEGORY_NAME)
 
 
-def load_model(run_dir: str, *, best: bool = False) -> keras.Model:
-    """Reads the classifier of a finished run: the last, or the one with the best validation accuracy.
+def finished_model(run_dir: str, *, best: bool = False) -> str:
+    """The path of a finished run's classifier: the last, or the one with the best validation accuracy.
 
     Raises:
         InputError: there is no run, it isn't finished, or it was never validated.
@@ -132,8 +139,41 @@ def load_model(run_dir: str, *, best: bool = False) -> keras.Model:
     path = storage.join(run_dir, BEST_NAME if best else MODEL_NAME)
     if not storage.exists(path):
         raise InputError(f'{path}: no such file, because the run had no validation pictures; leave --best out')
+    return path
+
+
+def parameters(run_dir: str) -> int:
+    """How many parameters a finished run's classifier has, as Keras counts them, without making the classifier.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    path = finished_model(run_dir)
+    counts: list[int] = []
+
+    def add(name: str, found: Any) -> None:
+        if isinstance(found, h5py.Dataset) and 'seed_generator' not in name:
+            counts.append(math.prod(found.shape))
+
     try:
-        return keras.models.load_model(path, compile=False)
+        with zipfile.ZipFile(path) as archive, archive.open('model.weights.h5') as file, h5py.File(file) as weights:
+            weights['layers'].visititems(add)
+    except (zipfile.BadZipFile, OSError, KeyError) as error:
+        raise InputError(
+            f'{path}: damaged ({one_line(error)}); remove it, and train again with the same command'
+        ) from None
+    return sum(counts)
+
+
+def load_model(run_dir: str, *, best: bool = False) -> keras.Model:
+    """Reads the classifier of a finished run.
+
+    Raises:
+        InputError: there is none (see finished_model()), or it is damaged.
+    """
+    path = finished_model(run_dir, best=best)
+    try:
+        return keras.models.load_model(path, custom_objects=LAYERS, compile=False)
     except (ValueError, OSError, KeyError) as error:
         raise InputError(
             f'{path}: damaged ({one_line(error)}); remove it, and train again with the same command'

@@ -11,6 +11,7 @@ from ensemble import graph_rules
 from model import inference
 from model.accumulate import AccumulatingModel
 from model.answers import AT_ONCE, Options
+from model.inputs import Inputs
 from pipeline import graph_pictures
 from pipeline.categories import Categories
 from pipeline.dataset import PICTURES
@@ -33,6 +34,7 @@ def write(folder: str, model: AccumulatingModel, label_map: Categories, options:
     """
     if options.tta != 1:
         raise ValueError(f'the served model looks at each picture once; tta must be 1, is {options.tta}')
+    inputs = model.inputs_of_row
     ids = tf.constant(label_map.ids)
     names = tf.constant([label_map.path(label) for label in range(len(label_map))])
 
@@ -41,7 +43,12 @@ def write(folder: str, model: AccumulatingModel, label_map: Categories, options:
         present = tf.sequence_mask(_counts(pictures))  # without the empty places between
         places = tf.where(present)
         pixels = graph_pictures.decode(tf.boolean_mask(pictures, pictures != ''))
-        logits = tf.cast(inference.halved(model.logits(pixels)), tf.float32)  # as they would be stored
+        if inputs.pictures:
+            present, columns = _whole(pixels, present, places, count=inputs.pictures)
+            places = tf.where(present)
+        else:
+            columns = (pixels,)
+        logits = tf.cast(inference.halved(model.logits(*columns)), tf.float32)  # as they would be stored
         shape = tf.concat([tf.shape(present), [len(label_map)]], axis=0)
         padded = tf.ensure_shape(tf.scatter_nd(places, logits, tf.cast(shape, tf.int64)), [None, None, len(label_map)])
         scores = graph_rules.log_scores(padded, present, rule=options.rule, power=options.power)
@@ -49,7 +56,7 @@ def write(folder: str, model: AccumulatingModel, label_map: Categories, options:
 
     @tf.function(input_signature=[tf.TensorSpec([None, None], tf.string, name='pictures')], autograph=False)
     def answer(pictures: tf.Tensor) -> dict[str, tf.Tensor]:
-        with tf.control_dependencies(_checks(pictures)):
+        with tf.control_dependencies(_checks(pictures, inputs)):
             pictures = tf.identity(pictures)
         labels, probabilities = _in_slices(likeliest, pictures, count=min(options.count, len(label_map)))
         return {
@@ -89,12 +96,35 @@ def _in_slices(function: Callable[..., Any], pictures: tf.Tensor, *, count: int)
     return tuple(found)
 
 
+def _whole(pixels: tf.Tensor, present: tf.Tensor, places: tf.Tensor, *, count: int) -> tuple[tf.Tensor, Any]:
+    """Pictures as rows of products.
+
+    Args:
+        pixels: uint8 [n, side, side, 3], of all products.
+        present: bool [p, k], where a product has one.
+        places: int64 [n, 2], of each picture in `present`.
+        count: how many pictures of a product are a row.
+
+    Returns:
+        bool [p, 1], for each product has one row; and the row's columns, uint8 [p, count, side, side, 3] and mask
+        bool [p, count].
+    """
+    chosen = places[:, 1] < count
+    pixels, places = tf.boolean_mask(pixels, chosen), tf.boolean_mask(places, chosen)
+    products, side = tf.shape(present)[0], pixels.shape[1]
+    # Bytes can't be scattered on every device.
+    shape = tf.stack([products, count, side, side, 3])
+    images = tf.cast(tf.scatter_nd(tf.cast(places, tf.int32), tf.cast(pixels, tf.float32), shape), tf.uint8)
+    mask = tf.sequence_mask(tf.minimum(tf.reduce_sum(tf.cast(present, tf.int32), axis=1), count), count)
+    return tf.ones([products, 1], tf.bool), (tf.ensure_shape(images, [None, count, side, side, 3]), mask)
+
+
 def _counts(pictures: tf.Tensor) -> tf.Tensor:
     """How many each product has: string [P, K] -> int32 [P]."""
     return tf.reduce_sum(tf.cast(pictures != '', tf.int32), axis=1)
 
 
-def _checks(pictures: tf.Tensor) -> list[tf.Operation]:
+def _checks(pictures: tf.Tensor, inputs: Inputs) -> list[tf.Operation]:
     """What must hold before anything is decoded; each says the rule and where it is broken."""
     present, counts = pictures != '', _counts(pictures)
     is_jpeg = tf.strings.substr(pictures, 0, len(JPEG)) == JPEG
@@ -104,4 +134,9 @@ def _checks(pictures: tf.Tensor) -> list[tf.Operation]:
         (counts <= PICTURES, f'a product may have {PICTURES} pictures at most; more has product (from 0)'),
         (is_jpeg | ~present, 'every picture must be a JPEG file; none is (product, place, from 0)'),
     ]
+    if inputs.pictures and not inputs.fewer:
+        exactly = (
+            f'every product must have exactly {inputs.pictures} pictures, as in training; others has product (from 0)'
+        )
+        rules.append((counts == inputs.pictures, exactly))
     return [tf.debugging.Assert(tf.reduce_all(kept), [said, tf.where(~kept)]) for kept, said in rules]

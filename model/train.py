@@ -13,8 +13,8 @@ from pipeline import program  # first: it quiets the logs of what is imported be
 
 # isort: split
 import contextlib
+import gc
 import io
-import os
 import random
 import time
 from typing import Any
@@ -23,14 +23,28 @@ import keras
 import tensorflow as tf
 from absl import flags
 
-from ensemble import logits_folder
 from model import backbone as backbones
-from model import checkpoint, classifier, devices, evaluation, inference, loop, memory, runs, stages
+from model import (
+    checkpoint,
+    classifier,
+    devices,
+    inference,
+    inputs,
+    join,
+    loop,
+    memory,
+    run_end,
+    runs,
+    sizes,
+    stages,
+    title,
+)  # fmt: skip
 from model.accumulate import AccumulatingModel, part_dropout
 from model.backbone import Backbone
 from model.evaluation import Evaluator
+from model.inputs import Inputs
 from model.stages import Schedule
-from pipeline import categories, dataset, split, worklog
+from pipeline import categories, dataset, split, storage, worklog
 from pipeline.augment import Augmentation
 from pipeline.dataset import Shards
 from pipeline.errors import InputError, UsageError
@@ -64,12 +78,12 @@ DECAY_FACTOR = flags.DEFINE_float(
 )
 UNFREEZE = flags.DEFINE_string(
     'unfreeze', 'all@0', 'Which layers learn from which pass on: block10@0,all@2.9 is block10, what follows it and the '
-    'dense layer at first, and all layers after 2.9 passes; head@0 is the dense layer alone.',
+    'dense layer at first, and all layers after 2.9 passes; head@0 is all that is not the backbone.',
     flag_values=FLAGS,
 )  # fmt: skip
 MICRO_BATCH = flags.DEFINE_integer(
-    'micro_batch', 64, 'Pictures that a device takes at a time; fewer need less memory (paper: 64).', lower_bound=1,
-    flag_values=FLAGS,
+    'micro_batch', 64, 'Pictures, or products, that a device takes at a time; fewer need less memory (paper: 64).',
+    lower_bound=1, flag_values=FLAGS,
 )  # fmt: skip
 ACCUMULATE = flags.DEFINE_integer(
     'accumulate', 12, 'Micro batches of each device whose gradients are summed for one update of the weights (paper: '
@@ -80,24 +94,67 @@ BACKBONE = flags.DEFINE_string(
     'backbone', 'xception', f'The network: {", ".join(backbones.names())}.', flag_values=FLAGS
 )
 WEIGHTS = flags.DEFINE_string(
-    'weights', 'imagenet', 'What it starts from: imagenet (downloaded), none (random), or a .keras, .weights.h5 or .h5 '
-    'file of this network, with or without its dense layer.', flag_values=FLAGS,
+    'weights', 'imagenet', 'What it starts from: imagenet (downloaded), none (random), the folder of a finished run, '
+    'or a .keras, .weights.h5 or .h5 file of this network, with or without its dense layer. It may be a run of single '
+    'pictures, or with fewer features.', flag_values=FLAGS,
 )  # fmt: skip
 IMAGE_SIZE = flags.DEFINE_integer(
     'image_size', 180, 'Pixels a side to which pictures are resized for the network; fewer are quicker.',
     lower_bound=32, flag_values=FLAGS,
 )  # fmt: skip
 WIDTH = flags.DEFINE_float(
-    'width', 1, "How many times the published network's filters the layers have; other than 1 only xception and "
-    'xception_small.', lower_bound=0.01, flag_values=FLAGS,
+    'width', 1, "How many times the published network's filters the layers have, from random weights; not for those "
+    "of keras.applications. Those of the title's own branch have so many, too.", lower_bound=0.01, flag_values=FLAGS,
 )  # fmt: skip
 DROPOUT = flags.DEFINE_float(
     'dropout', 0, 'Share of features left out at random before the dense layer (paper, aug: 0.2).', 0, 0.99,
     flag_values=FLAGS,
 )  # fmt: skip
+FEATURES = flags.DEFINE_integer(
+    'features', 0, "How many features the network shall end in: more than its own, by more filters in its last "
+    'convolution, which leave what --weights has learned as it is. 0: its own. 4096 doubles those of xception.',
+    lower_bound=0, flag_values=FLAGS,
+)  # fmt: skip
+HEAD_UNITS = flags.DEFINE_integer(
+    'head_units', 0, 'Units of a dense layer between the features and the one that gives the logits; 0: there is none.',
+    lower_bound=0, flag_values=FLAGS,
+)  # fmt: skip
+HEAD_ACTIVATION = flags.DEFINE_enum(
+    'head_activation', 'relu', classifier.ACTIVATIONS, 'Activation of that layer.', flag_values=FLAGS
+)
+HEAD_DROPOUT = flags.DEFINE_float(
+    'head_dropout', 0, "Share of that layer's outputs left out at random.", 0, 0.99, flag_values=FLAGS
+)
 LABEL_SMOOTHING = flags.DEFINE_float(
     'label_smoothing', 0, 'Share of the target spread evenly over all categories; 0.1 gained another team 0.2 points.',
     0, 0.99, flag_values=FLAGS,
+)  # fmt: skip
+program.group(FLAGS, 'Whole products, and their titles')
+PICTURES = flags.DEFINE_integer(
+    'pictures', 0, '0: learns single pictures. 1 to 4: learns products by so many of their pictures together, which go '
+    'through one network; only products with exactly so many are learned and predicted. Best begun with '
+    "--weights=FOLDER of a run of single pictures. ensemble.combine joins four such runs' logits by +.",
+    lower_bound=0, upper_bound=dataset.PICTURES, flag_values=FLAGS,
+)  # fmt: skip
+FEWER_PICTURES = flags.DEFINE_bool(
+    'fewer_pictures', False, 'With --pictures=4: learn and predict all products, those with fewer pictures too.',
+    flag_values=FLAGS,
+)  # fmt: skip
+JOIN = flags.DEFINE_enum(
+    'join', 'gated', join.KINDS, 'With --pictures, how their features become one: concat (one after the other), mean, '
+    'max, or gated (the mean by weights that are learned).', flag_values=FLAGS,
+)  # fmt: skip
+TITLE = flags.DEFINE_enum(
+    'title', 'off', inputs.TITLES, 'Whether a crop of where the title of a book or record may stand is a second input: '
+    'top (the upper third), text (the band that looks most like text).', flag_values=FLAGS,
+)  # fmt: skip
+TITLE_WEIGHTS = flags.DEFINE_enum(
+    'title_weights', 'own', inputs.TITLE_WEIGHTS, 'Whether the crop goes through a small network of its own, or '
+    'through the same as the pictures, which doubles the work.', flag_values=FLAGS,
+)  # fmt: skip
+TITLE_LEVELS = flags.DEFINE_list(
+    'title_levels', [], 'Names of level 1 in category_names.csv, such as LIVRES,MUSIQUE: the title counts for the '
+    'categories under them alone; the others get a learned constant. Empty: for all.', flag_values=FLAGS,
 )  # fmt: skip
 program.group(FLAGS, 'Augmentation')
 CROP_PROBABILITY = flags.DEFINE_float(
@@ -117,12 +174,12 @@ SHUFFLE_IMAGES = flags.DEFINE_integer(
 )  # fmt: skip
 program.group(FLAGS, 'Validation, checkpoints, what is shown')
 EPOCH_IMAGES = flags.DEFINE_integer(
-    'epoch_images', 2_000_000, 'Pictures in an artificial epoch: how often it validates and saves (paper: 2 million).',
-    lower_bound=1, flag_values=FLAGS,
+    'epoch_images', 2_000_000, 'Pictures, or products, in an artificial epoch: how often it validates and saves '
+    '(paper: 2 million).', lower_bound=1, flag_values=FLAGS,
 )  # fmt: skip
 VAL_IMAGES = flags.DEFINE_integer(
-    'val_images', 50_000, 'Pictures of the validation set looked at after an artificial epoch (paper: 50,000).',
-    lower_bound=1, flag_values=FLAGS,
+    'val_images', 50_000, 'Pictures, or products, of the validation set looked at after an artificial epoch '
+    '(paper: 50,000).', lower_bound=1, flag_values=FLAGS,
 )  # fmt: skip
 SAVE_MINUTES = flags.DEFINE_float(
     'save_minutes', 10, 'Minutes after which a checkpoint is saved within an artificial epoch too.', lower_bound=0,
@@ -178,6 +235,9 @@ def main(argv: list[str]) -> None:
     _stream(shards, strategy, start_step=0)  # refuses too few shards before a run is made
     quiet = contextlib.redirect_stdout(io.StringIO()) if worker else contextlib.nullcontext()
     together = devices.lost_in_one_line() if workers > 1 else contextlib.nullcontext()
+    options = _options(shards)
+    if not worker and not storage.exists(storage.join(RUN_DIR.value, runs.SETTINGS_NAME)):
+        _tell_sizes(options, classes=len(shards.label_map))
     with strategy.scope(), quiet, together:
         random.seed(SEED.value)  # Keras draws the seeds of first weights and dropout from here
         backbone = backbones.build(BACKBONE.value, image_size=IMAGE_SIZE.value, width=WIDTH.value)
@@ -188,7 +248,7 @@ def main(argv: list[str]) -> None:
         runs.check_settings(RUN_DIR.value, settings)
         if runs.is_finished(RUN_DIR.value):
             print(f'{RUN_DIR.value}: training is finished already; give another --run_dir to train again')
-        elif not _train(shards, backbone, schedule, settings, strategy, argv=argv):
+        elif not _train(shards, backbone, options, schedule, settings, strategy, argv=argv):
             return
     if worker:
         print(f'worker {worker} of {workers} is done; the first one predicts')
@@ -198,36 +258,22 @@ def main(argv: list[str]) -> None:
     # The other machines don't predict, and the strategy of all would wait for them.
     strategy = strategy if workers == 1 else tf.distribute.get_strategy()
     with strategy.scope():
-        model = _wrap(runs.load_model(RUN_DIR.value))
+        model = inference.load(RUN_DIR.value, micro_batch=MICRO_BATCH.value)
         batch_size = MICRO_BATCH.value * strategy.num_replicas_in_sync
         for name in PREDICT.value:
-            options = inference.Options(split=name, batch_size=batch_size)
-            inference.predict_split(model, shards, options, run_dir=RUN_DIR.value)
-    latest = runs.point_latest(RUN_DIR.value)
-    if latest != os.path.normpath(RUN_DIR.value):
-        print(f'{latest} is now {RUN_DIR.value}')
-    logits = f'logits of {" and ".join(PREDICT.value)}' if PREDICT.value else 'no logits'
-    program.last_line(
-        f'wrote {RUN_DIR.value}: {runs.MODEL_NAME}, history.csv and {logits}, in {time.monotonic() - started:.0f} s',
-        then=_next(),
+            wanted = inference.Options(split=name, batch_size=batch_size)
+            inference.predict_split(model, shards, wanted, run_dir=RUN_DIR.value)
+    run_end.last_line(
+        RUN_DIR.value,
+        inputs=_inputs(),
+        splits=PREDICT.value,
+        shards_dir=SHARDS_DIR.value,
+        seconds=time.monotonic() - started,
     )
 
 
-def _next() -> str:
-    """The command that makes the most of the logits there are."""
-    if 'test' in PREDICT.value or 'val' in PREDICT.value:
-        name, rule = ('test', 'product') if 'test' in PREDICT.value else ('val', 'all')
-        folder = logits_folder.folder(RUN_DIR.value, name)
-        is_default = os.path.realpath('runs/latest') == os.path.realpath(RUN_DIR.value) and name == 'test'
-        return program.command('ensemble.combine', '--rule', rule, *(() if is_default else (f'--logits={folder}',)))
-    elsewhere = () if SHARDS_DIR.value == SHARDS_DIR.default else (f'--shards_dir={SHARDS_DIR.value}',)
-    return program.command('model.predict', f'--run_dir={RUN_DIR.value}', '--split=test', *elsewhere)
-
-
 def _check_flags(shards: Shards) -> None:
-    for name in PREDICT.value:
-        if name not in split.SPLITS:
-            raise UsageError(f'--predict={name}: the splits are {", ".join(split.SPLITS)}')
+    split.check(PREDICT.value, flag='--predict')
     if not shards.manifest.images('train'):
         raise InputError(f'{SHARDS_DIR.value}: holds no training pictures')
 
@@ -246,7 +292,7 @@ def _settings(shards: Shards, strategy: tf.distribute.Strategy) -> dict[str, obj
 
 
 def _schedule(shards: Shards, backbone: Backbone, *, replicas: int) -> Schedule:
-    steps_per_pass = shards.manifest.images('train') / _effective_batch(replicas)
+    steps_per_pass = dataset.rows(shards, 'train', _inputs().products) / _effective_batch(replicas)
     return Schedule(
         steps_per_pass=steps_per_pass,
         epoch_steps=max(1, round(EPOCH_IMAGES.value / _effective_batch(replicas))),
@@ -262,10 +308,35 @@ def _effective_batch(replicas: int) -> int:
     return MICRO_BATCH.value * ACCUMULATE.value * replicas
 
 
+def _inputs() -> Inputs:
+    return Inputs(PICTURES.value, FEWER_PICTURES.value, TITLE.value, TITLE_WEIGHTS.value)
+
+
+def _options(shards: Shards) -> classifier.Options:
+    if JOIN.present and not PICTURES.value:
+        raise UsageError('--join says how the pictures of a product are joined; give --pictures, too')
+    if TITLE_WEIGHTS.present and TITLE.value == 'off':
+        raise UsageError('--title_weights says what reads the title; give --title=text or top, too')
+    if TITLE_LEVELS.value and TITLE.value == 'off':
+        raise UsageError('--title_levels says which categories --title counts for; give --title=text or top, too')
+    return classifier.Options(
+        inputs=_inputs(),
+        features=FEATURES.value,
+        join=JOIN.value,
+        dropout=DROPOUT.value,
+        units=HEAD_UNITS.value,
+        activation=HEAD_ACTIVATION.value,
+        units_dropout=HEAD_DROPOUT.value,
+        title_width=WIDTH.value,
+        title_uses=title.uses(shards.label_map, TITLE_LEVELS.value),
+    )
+
+
 def _wrap(model: keras.Model) -> AccumulatingModel:
     return AccumulatingModel(
         model,
         micro_batch=MICRO_BATCH.value,
+        inputs=_inputs(),
         augmentation=Augmentation(CROP_PROBABILITY.value, CROP_UPSCALE.value, FLIP_PROBABILITY.value),
         label_smoothing=LABEL_SMOOTHING.value,
         xla=devices.xla(XLA.value),
@@ -285,6 +356,7 @@ def _stream(shards: Shards, strategy: tf.distribute.Strategy, *, start_step: int
             shuffle_images=SHUFFLE_IMAGES.value,
             worker=context.input_pipeline_id,
             workers=context.num_input_pipelines,
+            products=_inputs().products,
         )
 
     return strategy.distribute_datasets_from_function(of_machine)
@@ -293,6 +365,7 @@ def _stream(shards: Shards, strategy: tf.distribute.Strategy, *, start_step: int
 def _train(
     shards: Shards,
     backbone: Backbone,
+    options: classifier.Options,
     schedule: Schedule,
     settings: dict[str, object],
     strategy: tf.distribute.Strategy,
@@ -303,7 +376,7 @@ def _train(
     started = time.monotonic()
     worker, _ = devices.place(strategy)
     replicas = strategy.num_replicas_in_sync
-    model = _wrap(classifier.build(backbone, classes=len(shards.label_map), dropout=DROPOUT.value))
+    model = _wrap(classifier.build(backbone, classes=len(shards.label_map), options=options))
     training = loop.Loop(
         model,
         schedule,
@@ -316,7 +389,7 @@ def _train(
             batch_images=_effective_batch(replicas),
             history_steps=max(1, round(HISTORY_IMAGES.value / _effective_batch(replicas))),
             save_seconds=60 * SAVE_MINUTES.value,
-            val_images=min(VAL_IMAGES.value, shards.manifest.images('val')),
+            val_images=min(VAL_IMAGES.value, dataset.rows(shards, 'val', _inputs().products)),
             show_graph=TENSORBOARD_GRAPH.value,
             command=program.command('model.train', *argv[1:]),
         ),
@@ -331,7 +404,7 @@ def _train(
         print(f'going on from {found.path}, update {found.state.step:,} of {schedule.total_steps:,}')
     else:
         with devices.first_machine_first(strategy):  # what it downloads, others may find
-            print(classifier.load_weights(model.classifier, backbone, WEIGHTS.value))
+            print(classifier.load_weights(model.classifier, backbone, WEIGHTS.value, options))
     if worker == 0:
         runs.write_settings(RUN_DIR.value, settings)
     part_dropout(model, strategy)
@@ -339,7 +412,9 @@ def _train(
     first_step = training.state.step
     stream = iter(_stream(shards, strategy, start_step=first_step))
     with training.listening():
-        finished = training.run(stream, validation) and _finish(shards, model, training, strategy)
+        finished = training.run(stream, validation) and training.finish(
+            _validation(shards, strategy, limit=None), rows=dataset.rows(shards, 'val', _inputs().products)
+        )
         updates = training.state.step - first_step
         if worker == 0 and (finished or updates):
             _log(updates, seconds=time.monotonic() - started, replicas=replicas)
@@ -352,38 +427,18 @@ def _log(updates: int, *, seconds: float, replicas: int) -> None:
     The time is all that training takes: making the network, updates, validations, checkpoints, and the evaluation at
     the end. So the sum over the lines is that of the run, but for calls that were killed or ended before an update.
     """
-    counts = {'images': updates * _effective_batch(replicas), 'updates': updates}
+    counts = {_inputs().unit: updates * _effective_batch(replicas), 'updates': updates}
     worklog.add(RUN_DIR.value, 'train', seconds=seconds, counts=counts, replicas=replicas)
 
 
-def _finish(shards: Shards, model: AccumulatingModel, training: loop.Loop, strategy: tf.distribute.Strategy) -> bool:
-    """Evaluates on all validation pictures and writes the finished model."""
-    worker, _ = devices.place(strategy)
-    validation = _validation(shards, strategy, limit=None)
-    accuracy = None
-    if validation is not None:
-        shown = None if worker else shards.manifest.images('val')
-        found = training.evaluator.evaluate(validation, images=shown, go_on=training.go_on)
-        if found is None:
-            return False
-        accuracy = found.accuracy
-        if worker == 0:
-            evaluation.write_by_category(found, shards.label_map, runs.by_category_path(RUN_DIR.value))
-        levels = ', '.join(f'level {number} {share:.4f}' for number, share in enumerate(found.levels, start=1))
-        print(f'accuracy on all {found.images.sum():,} validation pictures: {accuracy:.4f} ({levels})')
-    if worker == 0:
-        training.end(accuracy)
-        runs.save_model(model.classifier, RUN_DIR.value)
-    return True
-
-
 def _validation(shards: Shards, strategy: tf.distribute.Strategy, *, limit: int | None) -> Any:
-    """Distributed batches of the validation pictures; None if there are none."""
-    images = shards.manifest.images('val')
-    if not images:
+    """Distributed batches of the validation pictures, or products; None if there are none."""
+    products = _inputs().products
+    rows = dataset.rows(shards, 'val', products)
+    if not rows:
         return None
     batch_size = MICRO_BATCH.value * strategy.num_replicas_in_sync
-    batches = dataset.evaluation(shards, 'val', batch_size=batch_size, limit=limit or images)
+    batches = dataset.evaluation(shards, 'val', batch_size=batch_size, limit=limit or rows, products=products)
     return strategy.experimental_distribute_dataset(batches)
 
 
@@ -395,26 +450,55 @@ def _begin_stage(model: AccumulatingModel, backbone: Backbone, schedule: Schedul
     model.compile(keras.optimizers.Adam(schedule.learning_rate))
 
 
+def _tell_sizes(options: classifier.Options, *, classes: int) -> None:
+    """What the network costs beside the plain one, if it is more than that."""
+    if options.plain and WIDTH.value <= 1:
+        return
+    blocks = backbones.build(BACKBONE.value, image_size=IMAGE_SIZE.value, width=WIDTH.value).blocks
+    stages.parse_stages(UNFREEZE.value, blocks)  # a mistake there is told at once
+    print('beside the plain network of the same backbone, timed on noise:')
+    kinds = (
+        ('plain', classifier.Options(dropout=options.dropout), min(1, WIDTH.value)),
+        ('this one', options, WIDTH.value),
+    )
+    for name, one, width in kinds:
+        backbone = backbones.build(BACKBONE.value, image_size=IMAGE_SIZE.value, width=width)
+        model = AccumulatingModel(
+            classifier.build(backbone, classes=classes, options=one),
+            micro_batch=MICRO_BATCH.value,
+            inputs=one.inputs,
+            xla=devices.xla(XLA.value),
+        )
+        print(sizes.describe(name, model, accumulate=ACCUMULATE.value), flush=True)
+        del model, backbone
+        gc.collect()  # of a network, its functions hold each other
+
+
 def _print_plan(
     shards: Shards, backbone: Backbone, schedule: Schedule, model: AccumulatingModel, strategy: tf.distribute.Strategy
 ) -> None:
     """Says what will be done and what it takes; refuses micro batches that can't fit."""
     replicas = strategy.num_replicas_in_sync
-    images, batch = shards.manifest.images('train'), _effective_batch(replicas)
+    rows, batch = dataset.rows(shards, 'train', _inputs().products), _effective_batch(replicas)
     device_bytes = memory.of_device(strategy)
     needs = []
     for stage in schedule.stages:
         stages.set_trainable(model.classifier, stage.first_block, backbone.blocks)
         needs.append(
             memory.needed(
-                model.classifier, micro_batch=MICRO_BATCH.value, accumulate=ACCUMULATE.value, replicas=replicas
+                model.classifier,
+                micro_batch=MICRO_BATCH.value,
+                accumulate=ACCUMULATE.value,
+                inputs=model.inputs_of_row,
+                replicas=replicas,
             )
         )
     most = max(needs, key=lambda need: need.total)
     memory.check(most, device_bytes, micro_batch=MICRO_BATCH.value, accumulate=ACCUMULATE.value, xla=model.xla)
     print(f'{BACKBONE.value}: {model.classifier.count_params():,} parameters, {len(shards.label_map):,} categories')
+    unit = 'products' if PICTURES.value else 'pictures'
     print(
-        f'{images:,} pictures a pass, {batch:,} an update ({ACCUMULATE.value} micro batches of {MICRO_BATCH.value} on '
+        f'{rows:,} {unit} a pass, {batch:,} an update ({ACCUMULATE.value} micro batches of {MICRO_BATCH.value} on '
         f'each of {replicas} device(s)), {schedule.total_steps:,} updates'
     )
     print(memory.describe(most, device_bytes))

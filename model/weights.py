@@ -21,6 +21,11 @@ from pipeline import storage
 from pipeline.errors import InputError, UsageError, one_line
 
 Place = int | tuple[str, int]
+# Of our classifiers' dense layers: that of the logits, and one before it.
+HEAD, HEAD_DENSE = 'logits', 'head_dense'
+WIDER = 'wider_conv'  # of the features that a backbone was given (wider.py)
+# Of what the title adds to the logits: the dense layer, and the first layer of the branch, if it has one (title.py).
+TITLE_HEAD, TITLE_BRANCH = 'title_logits', 'title_conv'
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,18 @@ class SavedLayer:
     values: list[np.ndarray]
 
 
-def fill(classifier: keras.Model, path: str) -> str:
+def fill(classifier: keras.Model, path: str, *, plain: keras.Model | None = None, parts: int = 1) -> str:
     """Gives a classifier the weights of a file: all layers by place; the last one, the dense layer, only if it fits.
 
     A .keras file of which not all layers fit gives those of the same name and shapes, if that is half of them or more.
+
+    Args:
+        classifier: what is filled.
+        path: of the file.
+        plain: the classifier's backbone with one dense layer, if it has more than that: layers that the file hasn't
+            stay as they are, and a dense layer that it has for fewer features, or for one picture, is grown so that the
+            network computes what the file's does.
+        parts: how many pictures' features, one after the other, the classifier's first dense layer takes.
 
     Returns:
         What was done, for the log.
@@ -48,11 +61,26 @@ def fill(classifier: keras.Model, path: str) -> str:
         InputError: the file can't be read or fits nothing; names the first layer that doesn't fit.
     """
     saved, md5 = read(path)
+    by_name = {source.name: source for source in saved.values()} if path.endswith('.keras') else {}
+    layers = [layer for layer in classifier.layers if layer.weights]
+    names = {layer.name for layer in layers}
+    if (HEAD_DENSE in names) != (HEAD_DENSE in by_name):  # the one of the logits takes something else then
+        by_name.pop(HEAD, None)
+    if plain is None:
+        filled = _fill_by_place(classifier, saved, by_name, path=path)
+    else:
+        filled = _fill_more(classifier, plain, saved, by_name, path=path, parts=parts)
+    return told(f'{path} (MD5 {md5})', filled=len(filled), layers=len(layers), head=HEAD in filled)
+
+
+def _fill_by_place(
+    classifier: keras.Model, saved: dict[Place, SavedLayer], by_name: dict[str, SavedLayer], *, path: str
+) -> list[str]:
+    """Fills a backbone with one dense layer; the names of the layers that were filled."""
     layers = [layer for layer in classifier.layers if layer.weights]
     sources = _by_place(saved, classifier)
     misfits = [pair for pair in zip(layers[:-1], sources, strict=False) if not _fits(*pair)]
     if misfits:
-        by_name = {source.name: source for source in saved.values()} if path.endswith('.keras') else {}
         sources = [by_name.get(layer.name) for layer in layers]
         if 2 * sum(map(_fits, layers[:-1], sources)) < len(layers) - 1:
             layer, source = misfits[0]
@@ -61,8 +89,71 @@ def fill(classifier: keras.Model, path: str) -> str:
                 f'--weights={path}: fits only the --backbone and --width that it was made with; '
                 f'{layer.name} has {_shapes(layer.weights)}, the file{there}'
             )
-    filled = [layer for layer, source in zip(layers, sources, strict=True) if _fill(layer, source)]
-    return told(f'{path} (MD5 {md5})', filled=len(filled), layers=len(layers), head=layers[-1] in filled)
+    return [layer.name for layer, source in zip(layers, sources, strict=True) if _fill(layer, source)]
+
+
+def _fill_more(
+    classifier: keras.Model,
+    plain: keras.Model,
+    saved: dict[Place, SavedLayer],
+    by_name: dict[str, SavedLayer],
+    *,
+    path: str,
+    parts: int,
+) -> list[str]:
+    """Fills a classifier with other layers beside those of its backbone; the names of the layers that were filled."""
+    backbone = [layer for layer in plain.layers if layer.weights][:-1]
+    layers = {layer.name: layer for layer in classifier.layers if layer.weights}
+    first = HEAD_DENSE if HEAD_DENSE in layers else HEAD
+    filled = []
+    if not all(_fits(layer, by_name.get(layer.name)) for layer in backbone):
+        filled = _fill_by_place(plain, saved, by_name, path=path)
+        by_name = {HEAD: SavedLayer(HEAD, plain.layers[-1].get_weights())} if HEAD in filled else {}
+        filled = [name for name in filled if name != HEAD]
+    features = plain.layers[-1].kernel.shape[0]
+    if WIDER in by_name and WIDER not in {layer.name for layer in backbone}:
+        features += by_name[WIDER].values[-1].shape[-1]
+    grown = {first: features}
+    if TITLE_HEAD in layers:  # features of crops are the backbone's, or those of a branch
+        grown[TITLE_HEAD] = features
+        if TITLE_BRANCH in layers:
+            grown[TITLE_HEAD] = layers[TITLE_HEAD].kernel.shape[0] // parts
+            if not _fits(layers[TITLE_BRANCH], by_name.get(TITLE_BRANCH)):
+                by_name.pop(TITLE_HEAD, None)
+    for name, count in grown.items():
+        if _grow(layers[name], by_name.get(name), features=count, parts=parts):
+            filled.append(name)
+    if first not in filled:
+        by_name.pop(HEAD, None)  # what reads the units of a layer that is new
+    return filled + [name for name, layer in layers.items() if name not in grown and _fill(layer, by_name.get(name))]
+
+
+def _grow(layer: keras.Layer, source: SavedLayer | None, *, features: int, parts: int) -> bool:
+    """Gives a layer without activation what computes the same from more features, or from the mean of several pictures.
+
+    Args:
+        layer: with a kernel [rows, units], then perhaps a bias.
+        source: the same of a file.
+        features: of a picture, in the file: so its rows tell of how many pictures, one after the other, they are.
+        parts: of how many pictures those of the layer are.
+
+    Returns:
+        Whether it has; not if the file's is of something else.
+    """
+    if source is None:
+        return False
+    kernel, *others = source.values
+    rows, units = layer.kernel.shape
+    wide, saved_parts = rows // parts, len(kernel) // features
+    if len(kernel) != saved_parts * features or saved_parts not in (1, parts) or features > wide:
+        return False
+    if kernel.shape[1] != units:
+        return False
+    grown = np.zeros([parts, wide, units], kernel.dtype)
+    grown[:, :features] = kernel.reshape(saved_parts, features, units) * (saved_parts / parts)
+    own = layer.get_weights()[1:]
+    layer.set_weights([grown.reshape(rows, units), *(others if len(others) == len(own) else own)])
+    return True
 
 
 def told(source: str, *, filled: int, layers: int, head: bool) -> str:

@@ -22,6 +22,7 @@ from typing import Self
 import numpy as np
 
 from pipeline import columns, manifest, order, pictures, shard_chunks, storage
+from pipeline.bson_stream import MAX_PICTURES
 from pipeline.shard_chunks import Chunk
 
 READERS = 2  # chunks read at once; more of them only hold up the threads that decode
@@ -31,6 +32,37 @@ PIECE = 64  # pictures a thread decodes in one go: 6 ms
 AHEAD = 16  # chunks read ahead where nothing is shuffled: 18 MB
 Damages = list[tuple[int, str]]  # the place of each damaged picture in its batch, and what is wrong
 TOLD = 10  # damaged pictures of which each is told; of more only the number, now and then
+
+
+@dataclass(frozen=True)
+class Products:
+    """What a row is where rows are products.
+
+    Attributes:
+        pictures: a row's pictures, 1 to 4: a product's first ones.
+        fewer: False: only products with exactly so many are rows. True: all products are.
+    """
+
+    pictures: int
+    fewer: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.pictures <= MAX_PICTURES:
+            raise ValueError(f'pictures must be 1 to {MAX_PICTURES}, not {self.pictures}')
+
+
+def kind_of_rows(products: Products | None) -> str:
+    """What the rows are, for a message; None: pictures."""
+    if products is None or products.fewer:
+        return 'products' if products else 'pictures'
+    return f'products with exactly {products.pictures} picture{"s" * (products.pictures > 1)}'
+
+
+def rows_made(images: np.ndarray, products: Products | None) -> np.ndarray:
+    """How many rows each product makes that has so many pictures: int64 [n] -> int64 [n]."""
+    if products is None:
+        return images
+    return np.ones_like(images) if products.fewer else (images == products.pictures).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -65,15 +97,17 @@ class Rows:
         return Rows(tuple(itertools.chain.from_iterable(part.memory for part in parts)), table)
 
     def images(self) -> Iterator[memoryview | None]:
-        """The encoded pictures in order; one that comes several times in a row is one object."""
+        """The encoded pictures in order; those of a row that comes several times are the same objects."""
+        each = self.table['start'].shape[1]
         places = [self.table[name].ravel().tolist() for name in ('start', 'end')]
-        numbers = np.repeat(self.table['memory'], self.table['start'].shape[1]).tolist()
-        before, image = None, None
-        for number, start, end in zip(numbers, *places, strict=True):
-            if before != (number, start):
-                before = number, start
-                image = self.memory[number][start:end] if end else None
-            yield image
+        numbers = np.repeat(self.table['memory'], each).tolist()
+        before: list[tuple[int, int] | None] = [None] * each
+        images: list[memoryview | None] = [None] * each
+        for column, number, start, end in zip(itertools.cycle(range(each)), numbers, *places, strict=False):
+            if before[column] != (number, start):
+                before[column] = number, start
+                images[column] = self.memory[number][start:end] if end else None
+            yield images[column]
 
 
 def row_type(pictures_each: int) -> np.dtype:
@@ -95,15 +129,15 @@ class Batch:
     pixels: np.ndarray
 
 
-def chunks_of(folder: str, files: Iterable[manifest.FileInfo], *, products: bool) -> list[Chunk]:
-    """The chunks of some shards, in order; `products` says what a row is."""
-    made = []
+def chunks_of(folder: str, files: Iterable[manifest.FileInfo], *, products: Products | None = None) -> list[Chunk]:
+    """The chunks of some shards that have rows, in order; `products` says what a row is, None: a picture."""
+    made, rows_each = [], rows_made(np.arange(1, MAX_PICTURES + 1), products).tolist()
     for file in files:
-        offset, left = 0, file.products
-        for size, images in file.chunks:
-            rows = min(left, manifest.CHUNK_PRODUCTS) if products else images
-            made.append(Chunk(storage.join(folder, file.name), offset, size, rows))
-            offset, left = offset + size, left - manifest.CHUNK_PRODUCTS
+        path, offset = storage.join(folder, file.name), 0
+        for size, *counts in file.chunks:
+            if rows := sum(map(operator.mul, rows_each, counts)):
+                made.append(Chunk(path, offset, size, rows))
+            offset += size
     return made
 
 
@@ -113,7 +147,7 @@ def shuffled(
     seed: int,
     start_row: int,
     shuffle_rows: int,
-    pictures_each: int | None = None,
+    products: Products | None = None,
     readers: int | None = None,
 ) -> Iterator[Rows]:
     """The endless stream of rows in the order of pipeline.order, in pieces of no fixed size, from any row on.
@@ -123,13 +157,13 @@ def shuffled(
         seed: of the order.
         start_row: rows left out at the start; of their chunks only those are read that later rows are in, too.
         shuffle_rows: rows in memory at a time.
-        pictures_each: None if a row is a picture; if it is a product, how many of its pictures: the first ones.
+        products: what a row is; None: a picture.
         readers: chunks read at once; the order doesn't hang on it. None: READERS, or REMOTE_READERS.
     """
     chunk_rows = np.array([chunk.rows for chunk in chunks])
-    lanes = order.LANES if pictures_each is None else 1
+    lanes = order.LANES if products is None else 1
     first_pass, offset = divmod(start_row, int(chunk_rows.sum()))
-    with _Loader(chunks, pictures_each, readers) as loader:
+    with _Loader(chunks, products, readers) as loader:
         for number in itertools.count(first_pass):
             one = order.one_pass(chunk_rows, seed=seed, number=number, shuffle_rows=shuffle_rows, lanes=lanes)
             groups = [[chunks[chunk] for chunk in group] for group in one.groups]
@@ -148,13 +182,13 @@ def shuffled(
             offset = 0
 
 
-def in_order(chunks: Sequence[Chunk], *, pictures_each: int | None = None, limit: int | None = None) -> Iterator[Rows]:
-    """All rows once, or the first `limit`, as they stand in the shards; `pictures_each` as in shuffled()."""
+def in_order(chunks: Sequence[Chunk], *, products: Products | None = None, limit: int | None = None) -> Iterator[Rows]:
+    """All rows once, or the first `limit`, as they stand in the shards; `products` as in shuffled()."""
     ends = np.cumsum([0, *(chunk.rows for chunk in chunks)])
     left = int(ends[-1]) if limit is None else limit
     needed = chunks[: int(np.searchsorted(ends, left))]
     groups = [needed[first : first + AHEAD] for first in range(0, len(needed), AHEAD)]
-    with _Loader(chunks, pictures_each) as loader:
+    with _Loader(chunks, products) as loader:
         for number, group in enumerate(groups):
             loader.keep([number])
             (rows,) = loader.get({number: group})
@@ -167,10 +201,10 @@ def in_order(chunks: Sequence[Chunk], *, pictures_each: int | None = None, limit
 class _Loader:
     """Reads groups of chunks in the background and keeps those that are still needed."""
 
-    def __init__(self, chunks: Sequence[Chunk], pictures_each: int | None, readers: int | None = None) -> None:
+    def __init__(self, chunks: Sequence[Chunk], products: Products | None, readers: int | None = None) -> None:
         if readers is None:
             readers = REMOTE_READERS if chunks and storage.is_remote(chunks[0].path) else READERS
-        self.pictures_each = pictures_each
+        self.products = products
         self.memory = _Memory()
         self.readers = ThreadPoolExecutor(readers, 'read')
         self.parser = ThreadPoolExecutor(1, 'parse')
@@ -210,9 +244,10 @@ class _Loader:
             for chunk, piece, one in zip(chunks, pieces, places, strict=True):
                 shard_chunks.check_records(chunk, piece, one)
             raise
-        images = found.images if self.pictures_each is None else None
-        shard_chunks.check_rows(chunks, [one.shape[1] for one in places], images)
-        return Rows((data.data,), _table(found, self.pictures_each))
+        made = rows_made(found.images, self.products)
+        of_chunks = np.split(made, np.cumsum([one.shape[1] for one in places])[:-1])
+        shard_chunks.check_rows(chunks, [one.sum() for one in of_chunks], kind_of_rows(self.products))
+        return Rows((data.data,), _table(found, self.products))
 
 
 def _prefetch(chunks: Sequence[Chunk]) -> None:
@@ -225,20 +260,21 @@ def _prefetch(chunks: Sequence[Chunk]) -> None:
             file.prefetch(offsets, lengths)
 
 
-def _table(found: columns.Columns, pictures_each: int | None) -> np.ndarray:
-    """The rows of some products."""
+def _table(found: columns.Columns, products: Products | None) -> np.ndarray:
+    """The rows that some products make."""
     product = np.repeat(np.arange(len(found.images)), found.images)
     picture = np.arange(len(product)) - np.repeat(np.cumsum(found.images) - found.images, found.images)
-    if pictures_each is None:
+    if products is None:
         table = np.zeros(len(product), row_type(1))
         table['start'][:, 0], table['end'][:, 0], table['image_index'] = found.starts, found.ends, picture
         table['product_id'], table['label'] = found.product_id[product], found.label[product]
     else:
-        table = np.zeros(len(found.images), row_type(pictures_each))
-        first = picture < pictures_each
-        for name, places in (('start', found.starts), ('end', found.ends)):
-            table[name][product[first], picture[first]] = places[first]
-        table['product_id'], table['label'] = found.product_id, found.label
+        made = rows_made(found.images, products).astype(bool)
+        table = np.zeros(np.count_nonzero(made), row_type(products.pictures))
+        taken = made[product] & (picture < products.pictures)
+        row, column = np.cumsum(made)[product[taken]] - 1, picture[taken]
+        table['start'][row, column], table['end'][row, column] = found.starts[taken], found.ends[taken]
+        table['product_id'], table['label'] = found.product_id[made], found.label[made]
     return table
 
 
@@ -299,7 +335,7 @@ def _begin(
 
     def decode(first: int) -> Damages:
         piece = slice(first, first + rows_a_piece)
-        damages = pictures.decode_into(pixels[piece].reshape(-1, *pictures.SHAPE), rows[piece].images())
+        damages = pictures.decode_into(pixels[piece].reshape(-1, *pictures.SHAPE), rows[piece].images(), each=each)
         return [(first * each + place, problem) for place, problem in damages]
 
     return Batch(rows, pixels), [pool.submit(decode, first) for first in range(0, len(rows), rows_a_piece)]

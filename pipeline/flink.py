@@ -8,6 +8,7 @@ worth; here they get a process a core, as under the DirectRunner.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import shlex
@@ -76,9 +77,23 @@ def _exit(number: int, _: object) -> NoReturn:
 def _temporary_folder() -> Path:
     """A folder for what Beam and its job server leave behind; it goes after Beam, at exit as well, has ended that."""
     folder = tempfile.mkdtemp(prefix='beam-flink-')
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(_leave_nothing, folder)
     tempfile.tempdir = folder  # Beam makes folders as it stages a job, and has no flag that says where
     return Path(folder)
+
+
+def _leave_nothing(folder: str) -> None:
+    """Kills what was started with the folder in its command, and removes the folder.
+
+    Beam has ended what it knows of by then, which isn't all: a signal that comes just as it starts the job server has
+    it forget that.
+    """
+    for process in Path('/proc').glob('[0-9]*'):
+        with contextlib.suppress(OSError):  # it ended meanwhile, or is another user's
+            if os.fsencode(folder) in (process / 'cmdline').read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
+                os.waitpid(int(process.name), 0)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _worker_command(folder: Path) -> Path:

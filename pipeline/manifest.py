@@ -16,12 +16,13 @@ from typing import Any
 import google_crc32c
 
 from pipeline import progress, storage
+from pipeline.bson_stream import MAX_PICTURES
 from pipeline.errors import InputError
 
 NAME = 'manifest.json'
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 # About 1.1 MB: large enough for a disk, small enough that a random order of chunks is one of the pictures. At Kaggle's
-# size 55,000 of them are train's, and those of all splits take 1.2 MB of manifest.
+# size 55,000 of them are train's, and those of all splits take 2 MB of manifest.
 CHUNK_PRODUCTS = 128
 
 
@@ -36,8 +37,8 @@ class FileInfo:
         images: pictures in the file (for logits: rows, one a picture and view).
         bytes: the file's length.
         crc32c: checksum of the whole file, 8 hexadecimal digits.
-        chunks: (bytes, images) of each run of CHUNK_PRODUCTS products, the last one maybe shorter: a reader can begin
-            at any of them; () in a store of logits.
+        chunks: of each run of CHUNK_PRODUCTS products, the last one maybe shorter: its bytes, then how many of its
+            products have 1, 2, 3 and MAX_PICTURES pictures. A reader can begin at any of them; () in a store of logits.
     """
 
     name: str
@@ -46,7 +47,7 @@ class FileInfo:
     images: int
     bytes: int
     crc32c: str
-    chunks: tuple[tuple[int, int], ...] = ()
+    chunks: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +140,9 @@ def file_info(entry: dict[str, Any]) -> FileInfo:
         TypeError, ValueError: it isn't one.
     """
     file = FileInfo(**entry)
-    chunks = tuple((size, images) for size, images in file.chunks)
+    chunks = tuple(tuple(chunk) for chunk in file.chunks)
+    if any(len(chunk) != 1 + MAX_PICTURES for chunk in chunks):
+        raise ValueError(f'{file.name}: chunks must have {1 + MAX_PICTURES} numbers each')
     if any(type(number) is not int or number < 0 for chunk in chunks for number in chunk):
         raise ValueError(f'{file.name}: chunks must be whole numbers')
     return dataclasses.replace(file, chunks=chunks)
@@ -148,10 +151,16 @@ def file_info(entry: dict[str, Any]) -> FileInfo:
 def _checked(entry: dict[str, Any], kind: str) -> FileInfo:
     """file_info(), and a ValueError where the chunks aren't those of such a file."""
     file = file_info(entry)
-    found = len(file.chunks), sum(size for size, _ in file.chunks), sum(images for _, images in file.chunks)
-    listed = -(-file.products // CHUNK_PRODUCTS), file.bytes, file.images
-    if kind == 'shards' and found != listed:
-        raise ValueError(f'{file.name}: chunks, their bytes and images are {found}, must be {listed}')
+    if kind != 'shards':
+        return file
+    products = [sum(counts) for _, *counts in file.chunks]
+    images = sum(count * pictures for _, *counts in file.chunks for pictures, count in enumerate(counts, start=1))
+    found = len(file.chunks), sum(size for size, *_ in file.chunks), sum(products), images
+    listed = -(-file.products // CHUNK_PRODUCTS), file.bytes, file.products, file.images
+    if found != listed:
+        raise ValueError(f'{file.name}: chunks, their bytes, products and images are {found}, must be {listed}')
+    if any(count != CHUNK_PRODUCTS for count in products[:-1]):
+        raise ValueError(f'{file.name}: chunks but for the last one must have {CHUNK_PRODUCTS} products each')
     return file
 
 

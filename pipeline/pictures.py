@@ -32,27 +32,28 @@ JPEG = b'\xff\xd8\xff'  # how such a file begins
 AS_GREY = 'taken as grey: '  # what is said of a picture of which nothing can be decoded begins so
 
 
-def decode_into(pixels: np.ndarray, images: Iterable[memoryview | None]) -> list[tuple[int, str]]:
+def decode_into(pixels: np.ndarray, images: Iterable[memoryview | None], *, each: int = 1) -> list[tuple[int, str]]:
     """Decodes pictures one after the other, without Python's lock for most of the time.
 
     Args:
         pixels: uint8 [n, 180, 180, 3], which is filled.
-        images: n encoded pictures; None is one of zeros. One that is the same object as the one before it is copied,
-            not decoded again.
+        images: n encoded pictures; None is one of zeros. One that is the same object as the one `each` places before
+            it is copied, not decoded again.
+        each: pictures of a row, if rows have several.
 
     Returns:
         For each damaged picture its place in `images` and what is wrong with it.
     """
     damaged = []
-    before = None
+    before: list[memoryview | None] = [None] * each
     for place, image in enumerate(images):
         if image is None:
             pixels[place] = 0
-        elif image is before:
-            pixels[place] = pixels[place - 1]
+        elif image is before[place % each]:
+            pixels[place] = pixels[place - each]
         elif problem := _decode(pixels[place], image):
             damaged.append((place, problem))
-        before = image
+        before[place % each] = image
     return damaged
 
 

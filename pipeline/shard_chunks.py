@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from pipeline import columns, manifest, storage
+from pipeline import columns, storage
 from pipeline.errors import InputError
 from pipeline.manifest import FileInfo
 
@@ -25,7 +25,7 @@ class Chunk:
         path: the shard.
         offset: its first byte.
         bytes: its length.
-        rows: products or pictures in it, whichever the stream is made of.
+        rows: how many it has of what the stream is made of: pictures, products, or those with so many pictures.
     """
 
     path: str
@@ -67,8 +67,8 @@ def parse_shard(
     """
     memory, offset = memoryview(bytearray()), 0
     for first in range(0, len(file.chunks), READ_CHUNKS):
-        size = sum(size for size, _ in file.chunks[first : first + READ_CHUNKS])
-        products = min(READ_CHUNKS * manifest.CHUNK_PRODUCTS, file.products - first * manifest.CHUNK_PRODUCTS)
+        some = file.chunks[first : first + READ_CHUNKS]
+        size, products = sum(size for size, *_ in some), sum(sum(counts) for _, *counts in some)
         memory = memory if len(memory) >= size else memoryview(bytearray(size))
         yield _parse_chunk(Chunk(path, offset, size, products), memory[:size], parse)
         offset += size
@@ -84,7 +84,7 @@ def _parse_chunk(
     except ValueError:
         check_records(chunk, memory, places, parse=parse)
         raise
-    check_rows([chunk], [places.shape[1]], None)
+    check_rows([chunk], [places.shape[1]], 'products')
     return found
 
 
@@ -100,17 +100,9 @@ def check_records(
             raise InputError(f'{chunk.path}: the record at byte {byte} {error}; {REMEDY}') from None
 
 
-def check_rows(chunks: Sequence[Chunk], products: Sequence[int], images: np.ndarray | None) -> None:
-    """Raises an InputError if a chunk has another number of rows than the manifest says.
-
-    Args:
-        chunks: these.
-        products: how many each has.
-        images: pictures of each product, if they are the rows.
-    """
-    rows = products if images is None else [one.sum() for one in np.split(images, np.cumsum(products)[:-1])]
+def check_rows(chunks: Sequence[Chunk], rows: Sequence[int], kind: str) -> None:
+    """Raises an InputError if a chunk has another number of rows than the manifest says; `kind` says what they are."""
     for chunk, count in zip(chunks, rows, strict=True):
         if count != chunk.rows:
-            kind = 'products' if images is None else 'pictures'
             said = f'from byte {chunk.offset} on are {count} {kind}, not the {chunk.rows} that the manifest tells of'
             raise InputError(f'{chunk.path}: {said}; {REMEDY}')

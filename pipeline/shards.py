@@ -207,10 +207,11 @@ def _write(shard: plan.Shard, places: np.ndarray, job: plan.Job) -> manifest.Fil
             checksum.update(framed)
             lengths.append(len(framed))
     firsts = range(0, len(places), manifest.CHUNK_PRODUCTS)
-    images = np.add.reduceat(places['images'], firsts, dtype=np.int64).tolist()
-    chunks = tuple(zip(lengths, images, strict=True))
-    crc = checksum.hexdigest().decode()
-    return manifest.FileInfo(shard.name, shard.split, len(places), sum(images), sum(lengths), crc, chunks)
+    with_each = places['images'][:, None] == np.arange(1, bson_stream.MAX_PICTURES + 1)
+    counts = np.add.reduceat(with_each, firsts, axis=0, dtype=np.int64).tolist()
+    chunks = tuple((length, *products) for length, products in zip(lengths, counts, strict=True))
+    images, crc = int(places['images'].sum(dtype=np.int64)), checksum.hexdigest().decode()
+    return manifest.FileInfo(shard.name, shard.split, len(places), images, sum(lengths), crc, chunks)
 
 
 def _framed_chunks(shard: plan.Shard, places: np.ndarray, job: plan.Job) -> Iterator[bytes]:

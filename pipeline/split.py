@@ -7,12 +7,25 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
 from pipeline import hashing
+from pipeline.errors import UsageError
 
 SPLITS = ('train', 'val', 'test')
+
+
+def check(names: Sequence[str], *, flag: str) -> None:
+    """Refuses what is no split.
+
+    Raises:
+        UsageError: names it.
+    """
+    for name in names:
+        if name not in SPLITS:
+            raise UsageError(f'{flag}={name}: the splits are {", ".join(SPLITS)}')
 
 
 def hashes(product_ids: np.ndarray, *, seed: int) -> np.ndarray:

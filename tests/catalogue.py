@@ -11,7 +11,7 @@ import colorsys
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import bson
@@ -41,6 +41,11 @@ def jpeg(seed: int, category: int = 0, *, size: tuple[int, int] = (SIDE, SIDE)) 
     radii = [radius * (0.4 if corners == 12 and corner % 2 else 1) for corner in range(len(angles))]
     outline = [(x + far * math.cos(a), y + far * math.sin(a)) for far, a in zip(radii, angles, strict=True)]
     ImageDraw.Draw(image).polygon(outline, fill=(int(red * 255), int(green * 255), int(blue * 255)))
+    return encode(image)
+
+
+def encode(image: Image.Image) -> bytes:
+    """A picture as Kaggle's are: JPEG, quality 75, 4:2:0."""
     buffer = io.BytesIO()
     image.save(buffer, 'JPEG', quality=75, subsampling='4:2:0')
     return buffer.getvalue()
@@ -52,10 +57,26 @@ def document(product_id: int, images: Sequence[bytes], category_id: int | None =
     return bson.encode(fields if category_id is None else {**fields, 'category_id': category_id})
 
 
-def write_catalogue(folder: str | Path, *, products: int = 200, categories: int = 4, seed: int = 0) -> None:
+def write_catalogue(
+    folder: str | Path,
+    *,
+    products: int = 200,
+    categories: int = 4,
+    seed: int = 0,
+    picture: Callable[[int, int], bytes] = jpeg,
+    names: Sequence[tuple[str, str, str]] | None = None,
+) -> None:
     """Writes train.bson, test.bson (the last fifth of the products), category_names.csv and solution.csv.
 
     Product number n has the id 3n + 1, 1 to 4 pictures and the category FIRST_CATEGORY + 10 * (n % categories).
+
+    Args:
+        folder: where to.
+        products: how many.
+        categories: how many.
+        seed: decides the pictures.
+        picture: draws one, by a seed and the number of its category.
+        names: of each category, levels 1 to 3.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +85,7 @@ def write_catalogue(folder: str | Path, *, products: int = 200, categories: int 
     train, test, solution = [], [], []
     for number in range(products):
         category = number % categories
-        images = [jpeg(int(draw.integers(2**32)), category) for _ in range(draw.integers(1, 5))]
+        images = [picture(int(draw.integers(2**32)), category) for _ in range(draw.integers(1, 5))]
         product_id, category_id = 3 * number + 1, FIRST_CATEGORY + 10 * category
         if number < test_from:
             train.append(document(product_id, images, category_id))
@@ -73,13 +94,15 @@ def write_catalogue(folder: str | Path, *, products: int = 200, categories: int 
             solution.append((product_id, category_id))
     (folder / 'train.bson').write_bytes(b''.join(train))
     (folder / 'test.bson').write_bytes(b''.join(test))
-    write_names(folder, [FIRST_CATEGORY + 10 * category for category in range(categories)])
+    write_names(folder, [FIRST_CATEGORY + 10 * category for category in range(categories)], names)
     _write_csv(folder / 'solution.csv', [('_id', 'category_id'), *solution])
 
 
-def write_names(folder: Path, category_ids: Iterable[int]) -> None:
-    """Writes category_names.csv."""
-    rows = [(category_id, 'HOUSE', 'ROOM', f'THING {category_id}') for category_id in category_ids]
+def write_names(folder: Path, category_ids: Iterable[int], names: Sequence[tuple[str, str, str]] | None = None) -> None:
+    """Writes category_names.csv; the names of levels 1 to 3 are HOUSE, ROOM and THING ID if not given."""
+    ids = list(category_ids)
+    names = names or [('HOUSE', 'ROOM', f'THING {category_id}') for category_id in ids]
+    rows = [(category_id, *name) for category_id, name in zip(ids, names, strict=True)]
     header = ('category_id', 'category_level1', 'category_level2', 'category_level3')
     _write_csv(folder / 'category_names.csv', [header, *rows])
 

@@ -12,7 +12,7 @@ def understood(command: str) -> list[str]:
     assert (python, minus_m) == ('python', '-m'), command
     flag_values = importlib.import_module(module).FLAGS
     runs_beam = module in ('pipeline.convert', 'ensemble.combine', 'tools.report')
-    takes_words = module in ('tools.bench', 'tools.classify', 'tools.report')
+    takes_words = module in ('tools.bench', 'tools.classify', 'tools.count_operations', 'tools.report')
     rest = program.parse(
         flag_values, [module, *arguments], doc='', pass_through=runs_beam, words='WORD ...' if takes_words else ''
     )

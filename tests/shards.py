@@ -49,7 +49,7 @@ def write_products(
             files.append(FileInfo(path.name, name, len(some), sum(images), len(data), 'unchecked', table))
     label_map = label_map or Categories(np.arange(CATEGORIES) + 1000, (('A', 'B', 'C'),) * CATEGORIES)
     categories.write(label_map, str(folder))
-    manifest.write(Manifest('shards', {}, tuple(files)), str(folder))
+    manifest.write(Manifest('shards', {'seed': 0}, tuple(files)), str(folder))
 
 
 def _product(number: int, name: str) -> Product:

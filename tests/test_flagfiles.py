@@ -1,5 +1,6 @@
 """Flagfiles and the README's commands say what the programs understand."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -8,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from model import devices, train
+from model import devices, stages, train
 from model.backbone import names
 from pipeline import program
 from tests.commands import understood
 from tests.documents import ROOT, commands
-from tools import bench
+from tools import bench, import_weights
 
 FLAGFILES = sorted(path.name for path in ROOT.glob('*.flags'))
 
@@ -45,7 +46,19 @@ def test_the_papers_two_configurations_differ_as_in_the_paper(monkeypatch):
     assert (aug['epoch_images'], aug['val_images'], aug['epochs']) == (2_000_000, 50_000, 10)
 
 
-COMMANDS = sorted(commands('README.md', 'BUILD.md', 'Makefile', 'docs/results.md'))
+@pytest.mark.parametrize('name', sorted({*names()} - {'xception', 'xception_small'}))
+def test_every_other_backbone_has_a_flagfile_to_fine_tune_it(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = values(f'{name}.flags')
+    assert (found['backbone'], found['run_dir']) == (name, f'runs/{name}')
+    blocks = tuple(importlib.import_module(f'model.backbones.{name}').BLOCKS)
+    first, second = stages.parse_stages(found['unfreeze'], blocks)
+    assert (first.first_block in blocks, second.first_block) == (True, 'all')
+    assert found['micro_batch'] * found['accumulate'] * 2 == 1536, 'as in the paper'
+    assert found['weights'] == (f'weights/{name}.weights.h5' if name in import_weights.NAMES else 'imagenet')
+
+
+COMMANDS = sorted(commands('README.md', 'BUILD.md', 'Makefile', 'docs/results.md', 'docs/winner.md'))
 
 
 def test_the_three_commands_are_in_the_readme():
@@ -64,6 +77,8 @@ def test_a_documented_command_is_understood(command, monkeypatch):
         assert words == ['front.jpg', 'back.jpg']
     elif command.startswith('tools.bench'):
         assert set(words) <= set(bench.PARTS)
+    elif command.startswith('tools.count_operations'):
+        assert set(words) <= {*names(), 'densenet161', 'dpn92'}
     elif command.startswith('tools.report'):
         assert all(word.startswith('runs/') for word in words)
     else:

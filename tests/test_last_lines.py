@@ -59,3 +59,10 @@ def test_the_last_lines_lead_from_a_catalogue_to_a_submission(follow, tmp_path):
 
     combine = 'python -m ensemble.combine --rule product --logits=runs/latest/logits/test'
     assert follow('python -m tools.report', '--runner=FnApiRunner') == combine
+
+    cached = follow('python -m model.features')
+    assert cached == 'python -m model.train_head --from_run=runs/demo', 'runs/latest is another one afterwards'
+    head = follow(cached, '--micro_batch=8', '--epochs=1', '--strategy=one')
+    assert head == 'python -m ensemble.combine --rule product'
+    assert (tmp_path / 'runs' / 'latest').resolve() == tmp_path / 'runs' / 'head'
+    assert follow(head, '--runner=FnApiRunner').startswith('upload it to https://www.kaggle.com/')

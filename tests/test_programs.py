@@ -23,20 +23,26 @@ PROGRAMS = sorted(
 # A word that says what a number counts.
 UNITS = re.compile(
     r'\b(picture|image|product|categor(y|ie)|document|view|logit|row|update|micro batch|pass|epoch|minute|second|pixel|'
-    r'byte|[kM]B|share|time|shard|port)(s|es)?\b',
+    r'byte|[kM]B|share|time|shard|port|feature|unit)(s|es)?\b',
     re.IGNORECASE,
 )
 PURE_NUMBERS = {'seed', 'learning_rate', 'decay_factor', 'power', 'version_number'}
 # Flags that name what must be there already; what a program must be told beside them to look for it; and what isn't
 # asked for: training makes the folder of its run, the report does without shards, and exporting looks for them only
 # when it has a run (tests/tools/test_export.py).
-INPUTS = ('input_dir', 'shards_dir', 'logits', 'run_dir')
+INPUTS = ('input', 'input_dir', 'shards_dir', 'logits', 'run_dir')
 TOLD = {
     'ensemble.combine': ('--known_images',),
     'tools.report': ('--table',),
     'tools.classify': ('picture.jpg',),
+    'tools.import_weights': ('--backbone=dpn92',),
 }
-NOT_NEEDED = {('model.train', 'run_dir'), ('tools.export', 'shards_dir'), ('tools.report', 'shards_dir')}
+NOT_NEEDED = {
+    ('model.train', 'run_dir'),
+    ('model.train_head', 'run_dir'),
+    ('tools.export', 'shards_dir'),
+    ('tools.report', 'shards_dir'),
+}
 
 
 class Said(NamedTuple):

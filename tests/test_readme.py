@@ -18,19 +18,29 @@ from tests import catalogue
 from tests.documents import ROOT, commands
 
 README = (ROOT / 'README.md').read_text()
-TINY = (
-    '--backbone=xception_small --width=0.1 --image_size=32 --weights=none --unfreeze=all@0 --micro_batch=32 '
-    '--accumulate=2 --epochs=0.2'
-)
+WHOLE = '--backbone=xception_small --width=0.1 --image_size=32 --micro_batch=32 --accumulate=2 --epochs=0.2'
+TINY = f'{WHOLE} --weights=none --unfreeze=all@0'
 # In an order in which each finds what it needs; after the command what makes it small.
 TYPED = [
-    ('tools.synthetic_catalogue --products=250000', '--products=2000 --categories=110 --output_dir=data'),
+    ('tools.synthetic_catalogue --products=250000', '--products=600 --categories=110 --output_dir=data'),
     ('pipeline.convert --runner=DirectRunner --plan_only', ''),
     ('pipeline.convert --runner=DirectRunner', ''),
     ('tools.inspect_shards --grid=products.png', ''),
     ('tools.browse_shards', ''),
     ('model.train --flagfile=noaug.flags', TINY),
+    ('model.features --run_dir=runs/noaug --split=test', ''),
+    ('model.train_head --from_run=runs/noaug --run_dir=runs/head', '--micro_batch=32 --accumulate=1 --epochs=0.2'),
     ('model.train --flagfile=aug.flags', TINY),
+    (
+        'model.train --flagfile=aug.flags --run_dir=runs/p2 --weights=runs/aug --pictures=2 --epochs=2 '
+        '--unfreeze=all@0 --learning_rate=1e-3',
+        WHOLE,
+    ),
+    (
+        'model.train --flagfile=aug.flags --run_dir=runs/all --weights=runs/aug --pictures=4 --fewer_pictures '
+        '--epochs=2 --unfreeze=all@0 --learning_rate=1e-3',
+        WHOLE,
+    ),
     ('model.train --flagfile=demo.flags --run_dir=runs/other --seed=1', TINY),
     ('model.train --flagfile=demo.flags', TINY),
     ('model.predict --run_dir=runs/aug --split=val --tta=5', ''),
@@ -53,13 +63,25 @@ TYPED = [
     ('tools.classify --run_dir=runs/demo front.jpg back.jpg', ''),
     ('tools.classify --run_dir=runs/latest front.jpg back.jpg', ''),
     ('tools.export --run_dir=runs/latest --rule=product', ''),
+    ('tools.count_operations xception', ''),
 ]
 ELSEWHERE = {
+    'tools.import_weights --backbone=dpn92 --input=model.safetensors': (
+        'the file is downloaded; tests/tools/test_import_weights.py'
+    ),
     'tools.demo_catalogue --output_dir=data': 'make demo, which downloads; tests/tools/test_demo_catalogue.py',
+    'tools.experiments --plan=winner': '44 trainings; tests/tools/test_experiments.py runs a smaller plan',
     'tools.bench train': 'make bench; tests/tools/test_bench.py',
     'pipeline.convert --input_dir=s3://bucket/data --output_dir=s3://bucket/shards --runner=DirectRunner': (
         "tests/pipeline/test_remote.py, on this machine's S3 server"
     ),
+    **{
+        f'ensemble.combine --logits={names}': 'tests/ensemble/test_combine_groups.py'
+        for names in (
+            'runs/a/logits/test+runs/p2/logits/test',
+            'runs/p1/logits/test+runs/p2/logits/test+runs/p3/logits/test+runs/p4/logits/test',
+        )
+    },
     'model.train --flagfile=noaug.flags --strategy=multiworker': (
         'tests/model/test_multiworker.py, and the Slurm script in tests/test_flagfiles.py'
     ),

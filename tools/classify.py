@@ -21,8 +21,7 @@ import numpy as np
 from absl import flags
 
 from ensemble import rules
-from model import answers, runs
-from model.accumulate import AccumulatingModel
+from model import answers, inference, runs
 from pipeline import pictures, storage
 from pipeline.categories import Categories
 from pipeline.dataset import PICTURES
@@ -51,7 +50,7 @@ def main(argv: list[str]) -> None:
         raise flags.Error(f'name the files of 1 to {PICTURES} pictures of one product, not {len(paths)}')
     options = answers.Options(rule=RULE.value, power=POWER.value, tta=TTA.value, seed=SEED.value, count=TOP.value)
     pixels = np.stack([read_picture(path) for path in paths])
-    model = AccumulatingModel(runs.load_model(RUN_DIR.value, best=BEST.value), micro_batch=answers.AT_ONCE)
+    model = inference.load(RUN_DIR.value, best=BEST.value, micro_batch=answers.AT_ONCE)
     label_map = runs.read_categories(RUN_DIR.value, model.classifier)
     (labels,), (probabilities,) = answers.Chain(model, options)([pixels])
     found = [(int(label), float(one)) for label, one in zip(labels, probabilities, strict=True)]

@@ -23,9 +23,9 @@ import tensorflow as tf
 from absl import flags
 
 from ensemble import rules
-from model import answers, runs, serving
-from model.accumulate import AccumulatingModel
+from model import answers, inference, runs, serving
 from model.answers import Chain
+from model.inputs import Inputs
 from pipeline import dataset, storage
 from pipeline.errors import InputError, UsageError
 from pipeline.progress import Progress
@@ -70,10 +70,10 @@ def main(argv: list[str]) -> None:
     run_dir = os.path.realpath(RUN_DIR.value)
     output_dir = os.path.abspath(OUTPUT_DIR.value) if OUTPUT_DIR.value else os.path.join(run_dir, 'serving')
     options = answers.Options(rule=RULE.value, power=POWER.value)
-    model = AccumulatingModel(runs.load_model(RUN_DIR.value, best=BEST.value), micro_batch=answers.AT_ONCE)
+    model = inference.load(RUN_DIR.value, best=BEST.value, micro_batch=answers.AT_ONCE)
     label_map = runs.read_categories(RUN_DIR.value, model.classifier)
     path = os.path.join(output_dir, str(_version(output_dir)))
-    products = _products() if CHECK.value else []
+    products = _products(model.inputs_of_row) if CHECK.value else []
     storage.make_folder(output_dir)
     with storage.atomic_path(path) as temporary:
         serving.write(temporary, model, label_map, options)
@@ -103,10 +103,10 @@ def _version(output_dir: str) -> int:
     return number
 
 
-def _products() -> list[Product]:
+def _products(inputs: Inputs) -> list[Product]:
     """Products to check it on."""
     try:
-        return serving_checks.products_of(dataset.open_shards(SHARDS_DIR.value), count=CHECKED)
+        return serving_checks.products_of(dataset.open_shards(SHARDS_DIR.value), inputs, count=CHECKED)
     except InputError as error:
         raise InputError(f'{error}; --nocheck exports without shards') from None
 

@@ -32,7 +32,8 @@ from tools.reports import grids, predicted, training
 FLAGS = program.flag_values()
 program.group(FLAGS, 'What is reported')
 RUN_DIR = flags.DEFINE_string(
-    'run_dir', 'runs/latest', "The run's folder; the folders of others to compare it with may follow, without a flag.",
+    'run_dir', 'runs/latest', "The run's folder; the folders of others to compare it with may follow, without a flag. "
+    'Four runs, each for products with another number of pictures, are one with + between: runs/p1+runs/p2+...',
     flag_values=FLAGS,
 )  # fmt: skip
 TABLE = flags.DEFINE_bool('table', False, 'Make only the table of all rules, no page.', flag_values=FLAGS)
@@ -62,25 +63,26 @@ def main(argv: list[str]) -> None:
     if SPLIT.value != 'test' and SOLUTION.value:
         raise UsageError(f'--solution={SOLUTION.value} is for the test set; give --split=test, or leave it out')
     engine = beam_job.engine([word for word in rest if word.startswith('-')], known=FLAGS)
+    output_dir = OUTPUT_DIR.value or table.members(folders[0])[0]
     if TABLE.value:
-        _make_table(engine, folders, output_dir=OUTPUT_DIR.value or folders[0])
+        _make_table(engine, folders, output_dir=output_dir)
     else:
-        _make_page(engine, folders, output_dir=OUTPUT_DIR.value or folders[0])
+        _make_page(engine, folders, output_dir=output_dir)
 
 
 def _folders(words: list[str]) -> list[str]:
     """The runs, each once: --run_dir first, unless only others are named."""
     named = [RUN_DIR.value] if FLAGS['run_dir'].present or not words else []
-    found: dict[str, str] = {}
+    found: dict[tuple[str, ...], str] = {}
     for word in [*named, *words]:
-        found.setdefault(os.path.realpath(word), word.rstrip('/'))
+        found.setdefault(tuple(map(os.path.realpath, table.members(word))), word.rstrip('/'))
     return list(found.values())
 
 
 def _make_page(engine: Engine, folders: list[str], *, output_dir: str) -> None:
     """Writes the page of the first run."""
     page.check_installed()
-    trained = training.sections(folders, shards_dir=SHARDS_DIR.value)
+    trained = training.sections(table.all_members(folders), shards_dir=SHARDS_DIR.value)
     found = predicted.sections(
         engine,
         folders,
@@ -91,13 +93,13 @@ def _make_page(engine: Engine, folders: list[str], *, output_dir: str) -> None:
         output_dir=output_dir,
     )
     path = storage.join(output_dir, f'report-{SPLIT.value}.html')
-    name, *others = runs.names(folders)
+    name, *others = table.names(folders)
     products = 'the test products' if SPLIT.value == 'test' else 'the products held out from training (val)'
     subtitle = f'On {products}' + (f', compared with {", ".join(others)}' if others else '')
     page.write(path, f'Run {name}', subtitle, [trained.curves, *found, *trained.others])
     program.last_line(
         f'wrote {path} ({storage.size(path) / 1e6:.1f} MB), a page to open in a browser',
-        then=_combine(logits_folder.folder(folders[0], 'test'), RULE.value),
+        then=_combine(table.logits_of(folders[0], 'test'), RULE.value),
     )
 
 
@@ -110,7 +112,7 @@ def _make_table(engine: Engine, folders: list[str], *, output_dir: str) -> None:
             storage.remove(older)
     with storage.scratch(output_dir, 'table') as scratch:
         rows = table.measure_all(engine, compared, shards_dir=SHARDS_DIR.value, scratch=scratch)
-    text = grids.markdown(rows, SPLIT.value)
+    text = grids.markdown(rows, compared.products)
     with storage.atomic_writer(f'{path}.md') as file:
         file.write(text.encode())
     table.write_csv(rows, f'{path}.csv')
@@ -123,12 +125,13 @@ def _make_table(engine: Engine, folders: list[str], *, output_dir: str) -> None:
 
 def _combine(logits: str, rule: str, *more: str) -> str:
     """The command that combines test logits, or what comes before it while there are none."""
-    if storage.exists(storage.join(logits, manifest.NAME)):
+    missing = [one for one in table.members(logits) if not storage.exists(storage.join(one, manifest.NAME))]
+    if not missing:
         return program.command('ensemble.combine', '--rule', rule, *more, f'--logits={logits}')
-    run = os.path.dirname(os.path.dirname(logits))
+    run = os.path.dirname(os.path.dirname(missing[0]))
     if storage.exists(storage.join(run, runs.SETTINGS_NAME)) and not runs.is_finished(run):
         return f'the same model.train command goes on with {run}, whose training is not finished'
-    return logits_folder.command(logits)
+    return logits_folder.command(missing[0])
 
 
 if __name__ == '__main__':

@@ -76,7 +76,7 @@ def read(folder: str, places: Sequence[tuple[FileInfo, int]]) -> list[Product]:
             for asked in group:
                 info, record = places[asked]
                 chunk, before = divmod(record, CHUNK_PRODUCTS)
-                file.seek(sum(size for size, _ in info.chunks[:chunk]))
+                file.seek(sum(size for size, *_ in info.chunks[:chunk]))
                 records.skip_frames(file, before)
                 frame = next(records.frames(file), records.Frame(b'', b'', 'the file is cut off'))
                 try:

@@ -10,13 +10,15 @@ import numpy as np
 import tensorflow as tf
 
 from model.answers import Chain
-from pipeline import pictures, split
+from model.inputs import SINGLE, Inputs
+from pipeline import dataset, pictures, split
 from pipeline.categories import Categories
 from pipeline.dataset import PICTURES, Shards
 from pipeline.errors import InputError
 from pipeline.progress import Progress
 from tools import sample_products
 
+RARE = 20  # so many products are looked at for each that has a number of pictures; of Kaggle's one in 13 has three
 TOGETHER = 16  # products at a time: 64 pictures at most go through the network together, here as in the chain
 # What another order of adding up may change of a probability: a step of float16 in one of the logits it is made of.
 RELATIVE, ABSOLUTE = 0.01, 1e-6
@@ -34,21 +36,31 @@ class Product(NamedTuple):
     pixels: np.ndarray
 
 
-def products_of(shards: Shards, *, count: int) -> list[Product]:
-    """Random products of the first of val, test and train that has any; fewer if some have damaged pictures.
+def products_of(shards: Shards, inputs: Inputs = SINGLE, *, count: int) -> list[Product]:
+    """Random products that a model takes, of the first of val, test and train that has any.
+
+    They are fewer than `count` if there aren't so many, or pictures are damaged.
 
     Raises:
         InputError: a shard is damaged, or there is no such product.
     """
-    name = next((name for name in ('val', 'test', 'train') if shards.manifest.products(name)), split.SPLITS[0])
-    places = sample_products.choose(shards.manifest, splits=[name], products=count, seed=0)
-    found = []
+    exactly = 0 if inputs.fewer else inputs.pictures
+    splits = ('val', 'test', 'train')
+    name = next((name for name in splits if dataset.rows(shards, name, inputs.products)), split.SPLITS[0])
+    looked_at = count * RARE if exactly else count
+    places = sample_products.choose(shards.manifest, splits=[name], products=looked_at, seed=0)
+    found: list[Product] = []
     for product in sample_products.read(shards.folder, places):
+        if len(found) == count:
+            break
+        if exactly and len(product.images) != exactly:
+            continue
         pixels = np.empty((len(product.images), *pictures.SHAPE), np.uint8)
         if not pictures.decode_into(pixels, [memoryview(image) for image in product.images]):
             found.append(Product(product.images, pixels))
     if not found:
-        raise InputError(f'{shards.folder}: holds no product with sound pictures')
+        kind = f'{exactly} sound pictures' if exactly else 'sound pictures'
+        raise InputError(f'{shards.folder}: holds no product with {kind}')
     return found
 
 

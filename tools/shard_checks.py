@@ -309,10 +309,17 @@ def _chunk_problems(sizes: Sequence[int], images: Sequence[int], file: FileInfo)
         return
     for number, listed in enumerate(file.chunks):
         run = slice(number * manifest.CHUNK_PRODUCTS, (number + 1) * manifest.CHUNK_PRODUCTS)
-        found = sum(sizes[run]), sum(images[run])
+        counts = Counter(images[run])
+        found = sum(sizes[run]), *(counts[pictures] for pictures in range(1, bson_stream.MAX_PICTURES + 1))
         if found != listed:
-            says = f'the manifest says {listed[0]} and {listed[1]}'
-            yield -1, f'chunk {number}: {found[0]} bytes and {found[1]} images, {says}'
+            yield -1, f'chunk {number}: {_said(found)}; the manifest says {_said(listed)}'
+
+
+def _said(chunk: Sequence[int]) -> str:
+    """An entry of FileInfo.chunks in words."""
+    size, *counts = chunk
+    *first, last = [str(pictures) for pictures in range(1, len(counts) + 1)]
+    return f'{size} bytes, {", ".join(map(str, counts))} products with {", ".join(first)} and {last} pictures'
 
 
 def _product_problems(
@@ -321,8 +328,8 @@ def _product_problems(
     """The rules a product breaks by itself."""
     if product.split != split_name:
         yield f'its split is {product.split!r} in a file of {split_name}'
-    if not product.images:
-        yield 'has no pictures'
+    if not 1 <= len(product.images) <= bson_stream.MAX_PICTURES:
+        yield f'has {len(product.images)} pictures, must have 1 to {bson_stream.MAX_PICTURES}'
     if len(md5s) != len(stored_md5s):
         yield f'has {len(md5s)} pictures and {len(stored_md5s)} image_md5'
     for number, (md5, stored) in enumerate(zip(md5s, stored_md5s, strict=False)):

@@ -12,12 +12,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ensemble import known_images, logits, logits_folder, predictions, reduction, rules, scores, submission
+from ensemble import known_images, logits, logits_folder, predictions, reduction, routing, rules, scores, submission
 from ensemble.known_images import Known
+from ensemble.logits_folder import JOINT
 from ensemble.mixture import Mixture
 from ensemble.reduction import Job, Stores
 from ensemble.scores import Score
@@ -50,8 +51,8 @@ class Store:
     """A store of logits that becomes a part of the table.
 
     Attributes:
-        folder: where it lies.
-        configuration: the name of its run.
+        folder: where it lies; several with + between, where runs are one model together.
+        configuration: the name of its run, or of its runs.
         tta: views of each picture.
         paper: the paper's accuracy of the same configuration and views by rule, as far as it gives it.
     """
@@ -72,7 +73,7 @@ class Runs:
     """Logits of one or more runs that belong together: of the same products, all of a run by the same weights.
 
     Attributes:
-        folders: of the runs.
+        folders: of the runs; with + between those that are one model together.
         split: val or test.
         stores: all their logits of the split.
         opened: the same, in the same order.
@@ -84,6 +85,16 @@ class Runs:
     stores: Sequence[Store]
     opened: Stores
     truth: Solution | None
+
+    @property
+    def products(self) -> str:
+        """Which products they are of, in words."""
+        part = self.opened.part
+        if not part:
+            return self.split
+        return (
+            f'{self.split} with {part} picture{"s" if part > 1 else ""}, of {self.opened.groups[0].dataset_products:,}'
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +136,34 @@ class Row:
         return self.store.paper.get(self.rule, math.nan) if self.views == rules.VIEWS[0] else math.nan
 
 
+def members(folder: str) -> list[str]:
+    """The folders of the runs that are one model together: runs/p1+runs/p2 -> runs/p1, runs/p2."""
+    return folder.split(JOINT)
+
+
+def all_members(folders: Sequence[str]) -> list[str]:
+    """All runs, each once."""
+    return list(dict.fromkeys(run for folder in folders for run in members(folder)))
+
+
+def names(folders: Sequence[str]) -> list[str]:
+    """What runs are called; those that are one model together have + between."""
+    every = all_members(folders)
+    name_of = dict(zip(every, runs.names(every), strict=True))
+    return [JOINT.join(name_of[run] for run in members(folder)) for folder in folders]
+
+
+def logits_of(folder: str, split: str, *, tta: int = 1) -> str:
+    """Where the logits of a split lie; of several runs with + between."""
+    return JOINT.join(logits_folder.folder(run, split, tta=tta) for run in members(folder))
+
+
+def _views_made(folder: str, split: str) -> list[int]:
+    """The numbers of views above 1 of which there are logits, of all runs that are one model together."""
+    made = [set(logits_folder.views_made(run, split)) for run in members(folder)]
+    return sorted(set.intersection(*made))
+
+
 def find_stores(folders: Sequence[str], split: str) -> list[Store]:
     """The stores of a split's logits that runs have: of the pictures as they are, and of each number of views there is.
 
@@ -133,9 +172,9 @@ def find_stores(folders: Sequence[str], split: str) -> list[Store]:
         split: val or test.
     """
     return [
-        Store(logits_folder.folder(folder, split, tta=tta), name, tta, _paper(folder, tta))
-        for folder, name in zip(folders, runs.names(folders), strict=True)
-        for tta in (1, *logits_folder.views_made(folder, split))
+        Store(logits_of(folder, split, tta=tta), name, tta, _paper(members(folder)[0], tta))
+        for folder, name in zip(folders, names(folders), strict=True)
+        for tta in (1, *_views_made(folder, split))
     ]
 
 
@@ -145,11 +184,20 @@ def lacking(folder: str, split: str) -> str:
     Raises:
         InputError: they are damaged.
     """
+    found = members(folder)
+    return next((problem for run in found if (problem := _lacking(run, split, alone=len(found) == 1))), '')
+
+
+def _lacking(folder: str, split: str, *, alone: bool) -> str:
     path = logits_folder.folder(folder, split)
     listed = storage.join(path, manifest.NAME)
     if storage.exists(listed):
-        found = logits.read_manifest(path).products(split)
-        return '' if found else f'{path} holds no product, because the dataset has none in {split}; take another split'
+        found = routing.Store(path, logits.read_manifest(path))
+        if not alone:
+            return ''  # of some numbers of pictures there may be no products
+        none = f'none of {found.which}' if found.part else 'none'
+        problem = f'{path} holds no product, because the dataset has {none} in {split}; take another split'
+        return '' if found.products else problem
     if storage.exists(storage.join(folder, runs.SETTINGS_NAME)) and not runs.is_finished(folder):
         return (
             f'{folder} has no logits of {split} yet: its training is not finished; the same model.train command goes '
@@ -174,20 +222,25 @@ def open_runs(folders: Sequence[str], split: str, *, solution: str = '') -> Runs
             raise InputError(problem)
     stores = find_stores(folders, split)
     opened = reduction.open_stores([store.folder for store in stores])
-    _check_same_weights(stores, opened)
-    truth = submission.read_solution(solution, opened.label_map) if solution else None
+    _check_same_weights(opened)
+    # The paper has no model that looks at whole products.
+    stores = [
+        replace(store, paper={}) if group.stores[0].pictures else store
+        for store, group in zip(stores, opened.groups, strict=True)
+    ]
+    truth = submission.read_solution(solution, opened.label_map, part=opened.part > 0) if solution else None
     return Runs(tuple(folders), split, stores, opened, truth)
 
 
-def _check_same_weights(stores: Sequence[Store], opened: Stores) -> None:
+def _check_same_weights(opened: Stores) -> None:
     """Checks that all logits of a run are by the same weights.
 
     Raises:
         InputError: some of a run are older; names the command that makes them again.
     """
     first: dict[str, tuple[str, str]] = {}
-    for store, made in zip(stores, opened.manifests, strict=True):
-        digest = made.about['weights_digest']
+    for store in opened.each:
+        digest = store.manifest.about['weights_digest']
         folder, expected = first.setdefault(os.path.dirname(store.folder), (store.folder, digest))
         if digest != expected:
             raise InputError(
@@ -198,11 +251,11 @@ def _check_same_weights(stores: Sequence[Store], opened: Stores) -> None:
 
 def _tell_missing(folders: Sequence[str], split: str) -> None:
     """Says which logits with several views some runs have and others lack, and how to make them."""
-    made = {folder: logits_folder.views_made(folder, split) for folder in folders}
+    made = {folder: _views_made(folder, split) for folder in folders}
     for tta in sorted({VIEWS}.union(*made.values())):
         for folder in folders:
             if tta not in made[folder]:
-                command = logits_folder.command(logits_folder.folder(folder, split, tta=tta))
+                command = logits_folder.command(logits_of(folder, split, tta=tta))
                 print(f'{folder}: has no logits of {tta} views; to have them in the table: {command}')
 
 
@@ -213,7 +266,8 @@ def _find_known(engine: Engine, opened: Stores, *, shards_dir: str, scratch: str
     except InputError as error:
         print(f'left out, which pictures the training set has too: {error}')
         return None
-    return known_images.find(engine, shards_dir, opened.split, output_dir=scratch)
+    known = known_images.find(engine, shards_dir, opened.split, output_dir=scratch)
+    return known.with_pictures(opened.part) if opened.part else known
 
 
 def measure_all(engine: Engine, compared: Runs, *, shards_dir: str, scratch: str) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,13 +15,18 @@ from pipeline.categories import Categories
 
 
 def write(folder: Path, shards: Sequence[Rows | None], label_map: Categories, **about: object) -> str:
-    """A finished store, with a file for each shard (None: of no product); `about` overrides what finish() is told."""
+    """A finished store, with a file for each shard (None: of no product); `about` overrides what finish() is told.
+
+    It is of a dataset that has no other products, unless it is told so.
+    """
     said: dict = {
         'split': folder.name.partition('-')[0],
         'tta': 1,
         'weights_digest': 'w',
         'dataset_digest': 'd',
         'seed': 0,
+        'dataset_products': sum(len(rows.starts()) for rows in shards if rows is not None),
+        'order_seed': 0,
     }
     said |= about
     files = []
@@ -47,6 +53,35 @@ def random_rows(
     return Rows(
         np.repeat(product, rows), index // views, index % views, np.repeat(shown, rows), values.astype(np.float16)
     )
+
+
+def in_order(rows: Rows, *, seed: int = 0) -> Rows:
+    """The same products as a dataset of this seed has them."""
+    order = split.order_hashes(rows.product_id, seed=seed)
+    return rows.take(np.lexsort((rows.view, rows.image_index, rows.product_id, order)))
+
+
+def of_products(rows: Rows, *, seed: int) -> Rows:
+    """What a model says that looks at whole products: a row of other logits for each product and view of these rows."""
+    found = rows.take(np.flatnonzero(rows.image_index == 0))
+    counts = np.bincount(rows.product_id, weights=rows.view == 0).astype(np.int64)
+    values = np.random.default_rng(seed).normal(0, 2, found.logits.shape).astype(np.float16)
+    return dataclasses.replace(found, pictures=counts[found.product_id], logits=values)
+
+
+def write_parts(folder: Path, shards: Sequence[Rows | None], label_map: Categories, **about: object) -> list[str]:
+    """The rows of products as the stores of four models, each for products with so many pictures: p1/val to p4/val."""
+    products = sum(len(rows.starts()) for rows in shards if rows is not None)
+    said = {'dataset_products': products, **about}
+    return [
+        write(
+            folder / f'p{count}' / 'logits' / str(said.get('split', 'val')),
+            [rows and (rows.take(np.flatnonzero(rows.pictures == count)) or None) for rows in shards],
+            label_map,
+            **{'pictures': count, 'weights_digest': f'w{count}', **said},
+        )
+        for count in range(1, 5)
+    ]
 
 
 def label_map(classes: int) -> Categories:

@@ -346,7 +346,7 @@ def test_val_logits_themselves_are_only_fitted_on(runs: Path, capsys: pytest.Cap
     [
         (['--fit=val', '--weights=1,2'], 'a/logits/test,b/logits/test', 'leave out --fit or --weights$'),
         (['--fit=val', '--rule=all'], 'a/logits/test,b/logits/test', 'leave out --fit or --rule=all$'),
-        (['--fit=val'], 'a/logits/test', 'with one store of logits only the exponent of --rule=power can be fitted'),
+        (['--fit=val'], 'a/logits/test', 'with one model only the exponent of --rule=power can be fitted'),
         (['--weights=none.json'], 'a/logits/test', 'none.json: no such file'),
         (['--weights=x'], 'a/logits/test', r"numbers with commas between, or a mixture\.json, are 'x'"),
     ],
@@ -383,7 +383,7 @@ def test_val_logits_by_another_model_are_refused(runs: Path, store: Store, made:
         (
             [],
             'a/logits/test',
-            r'mixture.json: is for 2 models, --logits has 1 stores; give .*: \S+a/logits/val,\S+val$',
+            r'mixture.json: is for 2 models, --logits has 1; give .*: \S+a/logits/val,\S+val$',
         ),
         ([], 'b/logits/test,a/logits/test', r'b/logits/test: not by the model .*\(its weights_digest is 2, not 1\)'),
         (['--rule=mean'], 'a/logits/test,b/logits/test', r'--rule=mean, but \S+ was fitted with product'),

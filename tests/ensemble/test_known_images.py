@@ -273,7 +273,8 @@ def test_another_number_of_products_than_the_manifest_tells_of_is_refused(tmp_pa
     shards.write_products(tmp_path, {'train': [[source(1, b'a')]], 'test': [[asking(5, (b'a',))]]})
     path = tmp_path / manifest.NAME
     values = json.loads(path.read_text())
-    values['files'][1]['products'] = 2
+    listed = values['files'][1]
+    values['files'][1] = {**listed, 'products': 2, 'images': 2, 'chunks': [[listed['bytes'], 2, 0, 0, 0]]}
     path.write_text(json.dumps(values))
     said = 'from byte 0 on are 1 products, not the 2 that the manifest tells of'
     with pytest.raises(InputError, match=re.escape(f'test-00000-of-00001.tfrecord: {said}')):

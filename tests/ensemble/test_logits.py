@@ -32,10 +32,10 @@ def rows_of(counts: list[int], classes: int = 2, *, first_id: int = 100) -> Rows
 
 
 def same(left: Rows, right: Rows) -> bool:
-    return all(
-        getattr(left, field.name).tobytes() == getattr(right, field.name).tobytes()
-        for field in dataclasses.fields(Rows)
-    )
+    columns = [
+        {name: value.tobytes() for name, value in vars(one).items() if value is not None} for one in (left, right)
+    ]
+    return columns[0] == columns[1]
 
 
 def read(folder: Path, info: FileInfo) -> list[Rows]:
@@ -57,6 +57,27 @@ def test_extreme_values_survive(tmp_path: Path) -> None:
     rows = Rows(product, picture, view, label, values)
     (block,) = read(tmp_path, logits.write_shard(str(tmp_path), NAME, rows, split='test'))
     assert same(block, rows)
+
+
+def test_rows_of_products_keep_how_many_pictures_each_has(tmp_path: Path) -> None:
+    rows = dataclasses.replace(rows_of([1, 1, 1]), pictures=np.array([2, 1, 4]))
+    for name, parts in (('whole', [rows]), ('parts', [rows[:1], rows[1:]])):
+        (block,) = read(tmp_path, logits.write_shard(str(tmp_path), name, parts, split='val'))
+        assert same(block, rows)
+    assert same(rows.take(np.array([2, 0])), Rows.concatenate([rows[2:], rows[:1]]))
+    for mixed in ([rows_of([1]), rows], [rows, rows_of([1])]):
+        with pytest.raises(ValueError, match='dimension'):
+            Rows.concatenate(mixed)
+
+
+def test_a_store_of_products_must_be_told_of_which_dataset(tmp_path: Path, label_map: Categories) -> None:
+    for products, seed in ((None, 0), (3, None)):
+        with pytest.raises(ValueError, match='must be told dataset_products and order_seed'):
+            logits.finish(
+                str(tmp_path), [], split='val', tta=1, weights_digest='w', dataset_digest='d', seed=0,
+                categories=label_map, pictures=2, dataset_products=products, order_seed=seed,
+            )  # fmt: skip
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('batch', [1, 3, 100, 5000])
@@ -146,6 +167,7 @@ def test_when_the_batches_fail_nothing_is_left(tmp_path: Path) -> None:
         ({'view': np.zeros(2, np.int64)}, r'view must be int64 \[3\], is int64 \[2\]'),
         ({'label': np.zeros(3, np.int32)}, r'label must be int64 \[3\], is int32 \[3\]'),
         ({'product_id': np.zeros((3, 1), np.int64)}, r'product_id must be int64 \[3\], is int64 \[3, 1\]'),
+        ({'pictures': np.zeros(2, np.int64)}, r'pictures must be int64 \[3\], is int64 \[2\]'),
         ({'logits': np.zeros((3, 2), np.float32)}, r'logits must be float16 \[n, C\], are float32 \[3, 2\]'),
         ({'logits': np.zeros(3, np.float16)}, r'logits must be float16 \[n, C\], are float16 \[3\]'),
     ],
@@ -223,6 +245,10 @@ def test_a_finished_store_tells_what_it_holds(tmp_path: Path, label_map: Categor
         'seed': 0,
         'top_k': 0,
         'categories': 3,
+        'pictures': 0,
+        'fewer_pictures': False,
+        'dataset_products': None,
+        'order_seed': None,
     }
     assert [file.name for file in manifest.files] == sorted(names)
 

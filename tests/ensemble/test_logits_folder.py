@@ -43,13 +43,14 @@ def test_no_two_kinds_of_logits_share_a_folder() -> None:
         ('runs/a/logits/test-tta5-best', 'runs/a/logits/val-tta5-best'),
         ('s3://bucket/a/test-best', 's3://bucket/a/val-best'),
         ('/x/val', '/x/val'),
+        ('runs/p1/logits/test+runs/p2/logits/test-tta5', 'runs/p1/logits/val+runs/p2/logits/val-tta5'),
     ],
 )
 def test_the_val_logits_are_beside_the_test_logits(folder: str, expected: str) -> None:
     assert logits_folder.of_split(folder, 'val') == expected
 
 
-@pytest.mark.parametrize('folder', ['runs/a/logits/mine', 'runs/a/logits/tests', 'elsewhere/'])
+@pytest.mark.parametrize('folder', ['runs/a/logits/mine', 'runs/a/logits/tests', 'elsewhere/', 'a/test+b/mine'])
 def test_a_folder_that_is_not_named_by_its_split_has_none_beside_it(folder: str) -> None:
     with pytest.raises(InputError, match='its name must begin with its split'):
         logits_folder.of_split(folder, 'val')

@@ -69,7 +69,7 @@ def test_stores_with_other_numbers_of_views_have_their_products_together(tmp_pat
     expected = [*range(60), *range(1000, 1005)]
     seen: list[int] = []
     for part in found.parts():
-        for one, other in reduction.aligned(found.folders, part.files):
+        for one, other in reduction.aligned(found.groups, part.files):
             assert one.product_id[one.starts()].tolist() == other.product_id[other.starts()].tolist()
             assert len(other) == views * len(one)
             seen += one.product_id[one.starts()].tolist()
@@ -131,7 +131,7 @@ def test_a_prediction_that_is_not_finished_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize('model', [0, 1])
 def test_damage_in_any_store_is_named_and_leaves_nothing(tmp_path: Path, model: int) -> None:
     found = opened(tmp_path, rows_of(1), rows_of(2))
-    path = Path(found.folders[model], 'val-00002-of-00003.tfrecord')
+    path = Path(found.names[model], 'val-00002-of-00003.tfrecord')
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 4
     path.write_bytes(data)

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from ensemble import fit, known_images, likelihood, logits, predictions, reduction, rules, scores, submission
+from ensemble import fit, known_images, likelihood, logits, predictions, reduction, routing, rules, scores, submission
 from ensemble.logits import Rows
 from ensemble.mixture import Mixture, Models
 from ensemble.rules import Products
@@ -23,6 +23,8 @@ def make_runs(rows: Rows, label_map: Categories) -> None:
     """What the examples read: two models' logits, and the predictions by one of them."""
     for run in ('a', 'b'):
         stores.write(Path('runs') / run / 'logits' / 'val', [rows], label_map)
+    about = {'pictures': 2, 'dataset_products': len(rows.starts())}
+    stores.write(Path('runs/p2/logits/val'), [None], label_map, **about)  # no product has two pictures
     folder = 'runs/latest/predictions/test'
     found = predictions.predict(Models([Products(rows)]), Mixture(), category_ids=label_map.ids)
     predictions.finish(folder, [predictions.write_file(folder, 'test.parquet', found, split='test')], {})
@@ -39,6 +41,7 @@ def make_runs(rows: Rows, label_map: Categories) -> None:
         (rules, '[[1, 0], [0, 1]] [[0.9975'),
         (predictions, '[5 8] [1020 1000] [0.'),
         (reduction, '[1020 1000] [1020 1000]\n'),
+        (routing, '[5, 8] [0, 0]\n'),
         (scores, '0.7500 (95 % interval 0.2500 to 1.0000, 4 products)\n0.2500 (95 % interval 0.0000 to 0.7500'),
         (submission, ''),
         (known_images, '0.0% of the products have seen pictures, 0.0% a label\n'),

@@ -2,13 +2,15 @@
 
 import functools
 import itertools
+import math
 
 import keras
 import numpy as np
 import pytest
 
-from model import backbone, classifier, stages
+from model import backbone, classifier, runs, stages
 from model.backbone import Backbone
+from model.grouped_conv import GroupedConv2D
 from pipeline.errors import InputError
 
 APPLICATIONS = {
@@ -23,7 +25,9 @@ PARAMETERS = {
     'densenet169': 12_642_880,
     'inception_resnet_v2': 54_336_736,
 }
-WITH_WIDTH = ('xception', 'xception_small')
+# With a dense layer of 1,000 categories, without the statistics of batch normalisation, as PyTorch counts; features.
+PUBLISHED = {'densenet161': (28_681_000, 2208), 'dpn92': (37_668_392, 2688)}
+WITH_WIDTH = ('densenet161', 'dpn92', 'xception', 'xception_small')
 SIZE = 75  # the least that all take
 
 
@@ -58,7 +62,7 @@ def images() -> np.ndarray:
 
 
 def test_an_unknown_backbone_lists_the_known_ones():
-    known = 'densenet169, inception_resnet_v2, resnet50, xception, xception_small'
+    known = 'densenet161, densenet169, dpn92, inception_resnet_v2, resnet50, xception, xception_small'
     with pytest.raises(InputError, match=f'--backbone=vgg: no such backbone; known are {known}'):
         backbone.build('vgg', image_size=180, width=1)
 
@@ -71,14 +75,18 @@ def test_a_width_that_a_backbone_does_not_have_names_those_that_do(name):
 
 
 @pytest.mark.parametrize(
-    ('name', 'smallest'), [('inception_resnet_v2', 75), ('resnet50', 32), ('densenet169', 32), ('xception', 7)]
+    ('name', 'smallest'),
+    [('inception_resnet_v2', 75), ('resnet50', 32), ('densenet169', 32), ('densenet161', 29), ('xception', 7)],
 )
 def test_pictures_that_are_too_small_are_refused(name, smallest):
     with pytest.raises(InputError, match=f'--image_size={smallest - 1}: {name} takes {smallest} pixels a side or more'):
         backbone.build(name, image_size=smallest - 1, width=1)
 
 
-@pytest.mark.parametrize(('name', 'size'), [('xception', 7), ('xception_small', 7), ('resnet50', 32)])
+@pytest.mark.parametrize(
+    ('name', 'size'),
+    [('xception', 7), ('xception_small', 7), ('resnet50', 32), ('densenet161', 29), ('dpn92', 1)],
+)
 def test_the_smallest_pictures_are_taken(name, size):
     model = backbone.build(name, image_size=size, width=0.05 if name in WITH_WIDTH else 1).model
     assert np.isfinite(model(np.zeros([1, size, size, 3], 'f'))).all()
@@ -98,6 +106,35 @@ def test_a_backbone_computes_what_kerass_does_with_the_same_weights(name):
     ours.set_weights(reference(name).get_weights())
     expected = reference(name)(APPLICATIONS[name][1].preprocess_input(images())).numpy()
     np.testing.assert_allclose(ours(images()).numpy(), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_a_network_of_pytorchs_has_the_published_parameters_and_features(name):
+    parameters, features = PUBLISHED[name]
+    model = backbone.build(name, image_size=SIZE, width=1).model
+    assert model.output_shape == (None, features)
+    learning = sum(math.prod(weight.shape) for weight in model.trainable_weights)
+    assert learning + 1000 * (features + 1) == parameters
+
+
+@pytest.mark.parametrize(('name', 'epsilon'), [('densenet161', 1e-5), ('dpn92', 1e-3)])
+def test_its_batch_normalisation_is_pytorchs(name, epsilon):
+    """PyTorch's momentum of 0.1 is Keras' of 0.9."""
+    norms = [layer for layer in built(name).model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    assert {(layer.momentum, layer.epsilon) for layer in norms} == {(0.9, epsilon)}
+
+
+@pytest.mark.parametrize(
+    ('name', 'width', 'features'),
+    [
+        ('densenet161', 0.1, ((((16 + 6 * 8) // 2 + 12 * 8) // 2) + 36 * 8) // 2 + 24 * 8),
+        ('densenet161', 0.5, ((((48 + 6 * 24) // 2 + 12 * 24) // 2) + 36 * 24) // 2 + 24 * 24),
+        ('dpn92', 0.1, 208 + 5 * 16),
+        ('dpn92', 0.5, 1024 + 5 * 64),
+    ],
+)
+def test_every_channel_is_scaled_by_the_width(name, width, features):
+    assert backbone.build(name, image_size=SIZE, width=width).model.output_shape == (None, features)
 
 
 @pytest.mark.parametrize('name', backbone.names())
@@ -126,7 +163,7 @@ def test_names_do_not_hang_on_what_was_built_before(name):
 def test_the_layers_from_a_block_on_learn(name, block, layer_before):
     names = [layer.name for layer in reference(name).layers]
     expected = sum(layer.count_params() for layer in reference(name).layers[names.index(layer_before) + 1 :])
-    model = classifier.build(built(name), classes=10, dropout=0)
+    model = classifier.build(built(name), classes=10)
     try:
         stages.set_trainable(model, block, built(name).blocks)
         learning = sum(layer.count_params() for layer in model.layers if layer.trainable)
@@ -137,10 +174,19 @@ def test_the_layers_from_a_block_on_learn(name, block, layer_before):
 
 @pytest.mark.parametrize('name', marked(backbone.names()))
 def test_a_saved_classifier_comes_back_with_the_same_names_and_logits(name, tmp_path):
-    model = classifier.build(built(name), classes=3, dropout=0.2)
+    model = classifier.build(built(name), classes=3, options=classifier.Options(dropout=0.2))
     model.save(tmp_path / 'model.keras')
     again = keras.models.load_model(tmp_path / 'model.keras', compile=False)
     assert [layer.name for layer in again.layers] == [layer.name for layer in model.layers]
     np.testing.assert_array_equal(again(images()), model(images()))
     clone = keras.models.clone_model(model)
     assert [layer.name for layer in layers_with_weights(clone)] == [layer.name for layer in layers_with_weights(model)]
+
+
+def test_a_saved_layer_of_ours_is_found_by_a_program_that_builds_no_backbone(tmp_path, monkeypatch):
+    path = tmp_path / runs.MODEL_NAME
+    built('dpn92').model.save(path)
+    monkeypatch.delitem(keras.saving.get_custom_objects(), 'model>GroupedConv2D')
+    monkeypatch.setattr(runs, 'read_settings', lambda run_dir: {})
+    model = runs.load_model(str(tmp_path))
+    assert isinstance(model.get_layer('conv2_block1_2_conv'), GroupedConv2D)

@@ -32,7 +32,7 @@ def random_network(generator: np.random.Generator, rows: int, *, scale: float, o
 def small_network(generator: np.random.Generator, rows: int) -> np.ndarray:
     """The tests' backbone with its first weights, on pictures."""
     with tiny.known():
-        network = classifier.build(backbone.build('tiny', image_size=32, width=1), classes=CLASSES, dropout=0)
+        network = classifier.build(backbone.build('tiny', image_size=32, width=1), classes=CLASSES)
     network.layers[-1].kernel.assign(generator.normal(size=network.layers[-1].kernel.shape))
     pictures = np.stack([decoded(int(seed)) for seed in generator.integers(0, 10_000, rows)])
     model = AccumulatingModel(network, micro_batch=rows)

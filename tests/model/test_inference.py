@@ -250,7 +250,7 @@ def test_the_categories_of_a_finished_store_are_made_again(shards, undisturbed, 
     assert files(store(run_dir)) == files(store(undisturbed))
 
 
-@pytest.mark.parametrize('text', [b'', b'{"kind": "shards", "format_version": 2}'])
+@pytest.mark.parametrize('text', [b'', b'{"kind": "shards", "format_version": 3}'])
 def test_a_manifest_that_can_not_be_used_is_replaced(shards, undisturbed, run_dir, capsys, text):
     store(run_dir).mkdir(parents=True)
     (store(run_dir) / manifest.NAME).write_bytes(text)

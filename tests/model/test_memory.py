@@ -94,7 +94,7 @@ def test_mirrored_variables_are_told_like_others_and_left_as_they_are():
 def test_earlier_blocks_wider_layers_and_larger_pictures_take_more():
     def activations(first_block: str = 'all', width: float = 0.1, image_size: int = 64) -> int:
         network = backbone.build('xception_small', image_size=image_size, width=width)
-        model = classifier.build(network, classes=3, dropout=0.2)
+        model = classifier.build(network, classes=3, options=classifier.Options(dropout=0.2))
         stages.set_trainable(model, first_block, network.blocks)
         return needed(model).activations
 
@@ -210,7 +210,7 @@ def test_the_peak_of_a_training_step_grows_as_told():
                 return next(int(line.split()[1]) for line in file if line.startswith('VmHWM:')) * 1024
 
         network = backbone.build('xception_small', image_size=180, width=1)
-        model = AccumulatingModel(classifier.build(network, classes=10, dropout=0), micro_batch=100)
+        model = AccumulatingModel(classifier.build(network, classes=10), micro_batch=100)
         model.compile(keras.optimizers.Adam())
         step = tf.function(lambda *data: model.train_step(data), reduce_retracing=True)
         peak(2)

@@ -103,8 +103,8 @@ def test_two_machines_train_one_model_each_on_its_own_shards(shards, undisturbed
         own = {
             product
             for file in files[worker::2]
-            for ids in dataset.products(shards, [file], batch_size=1)
-            for product in ids[2].numpy().tolist()
+            for _, _, product_id, *_ in dataset.views(shards, file, batch_size=1, tta=1, seed=0)
+            for product in product_id.numpy().tolist()
         }
         assert {product for product in seen if product <= 3 * 69 + 1} == own
 

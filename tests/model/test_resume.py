@@ -25,6 +25,8 @@ FLAGS = (
     '--accumulate=2', '--epoch_images=24', '--val_images=20', '--history_images=16', '--dropout=0.2', '--epochs=2',
     '--flip_probability=0.5', '--unfreeze=block2@0,all@0.67', '--decay_at=1.1', '--predict=',
 )  # fmt: skip
+# Whole products and their titles: 12 updates, half as many.
+PRODUCTS = ('--pictures=4', '--fewer_pictures', '--title=text', '--head_units=5', '--head_dropout=0.2')
 MIRRORED = ('--strategy=mirrored', '--micro_batch=2')
 
 
@@ -42,9 +44,9 @@ def shards(tmp_path_factory) -> dataset.Shards:
 
 @pytest.fixture(scope='module')
 def undisturbed(shards, tmp_path_factory) -> Path:
-    """Runs that nothing stopped: one/ on one device, two/ on two."""
+    """Runs that nothing stopped: one/ on one device, two/ on two, products/ on one."""
     folder = tmp_path_factory.mktemp('undisturbed')
-    for name, more in (('one', ()), ('two', MIRRORED)):
+    for name, more in (('one', ()), ('two', MIRRORED), ('products', PRODUCTS)):
         train.main(arguments(shards, folder / name, *more))
     return folder
 
@@ -91,6 +93,7 @@ def assert_same_end(run_dir: Path, expected: Path) -> None:
         # of stage at 8; from 8 to the middle of saving at 17; from 14 to 16.
         ('one', (), [('update 5', 3), ('update 6', 8), ('save 2', 14), ('update 2', 14)]),
         ('two', MIRRORED, [('update 5', 3), ('update 6', 8)]),
+        ('products', PRODUCTS, [('update 5', 4)]),
     ],
 )
 def test_a_run_that_was_killed_ends_as_if_nothing_had_been(shards, undisturbed, tmp_path, devices, more, kills):

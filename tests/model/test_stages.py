@@ -109,7 +109,7 @@ def test_the_papers_schedule_has_its_numbers():
 )
 def test_layers_from_a_block_on_learn_and_the_head_always(first_block, millions):
     network = backbone.build('xception', image_size=71, width=1)
-    model = classifier.build(network, classes=10, dropout=0.2)
+    model = classifier.build(network, classes=10, options=classifier.Options(dropout=0.2))
     stages.set_trainable(model, first_block, network.blocks)
     head = 2048 * 10 + 10
     learning = sum(layer.count_params() for layer in model.layers if layer.trainable) - head
@@ -118,7 +118,7 @@ def test_layers_from_a_block_on_learn_and_the_head_always(first_block, millions)
 
 def test_freezing_is_undone_by_a_later_stage():
     network = backbone.build('xception_small', image_size=32, width=0.05)
-    model = classifier.build(network, classes=3, dropout=0)
+    model = classifier.build(network, classes=3)
     everything = len(model.trainable_variables)
     assert stages.set_trainable(model, 'head', network.blocks) == 1
     assert len(model.trainable_variables) == 2

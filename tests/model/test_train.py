@@ -219,7 +219,7 @@ def test_two_replicas_train(shards_dir, tmp_path, backbone, width):
     ('flag', 'error', 'message'),
     [
         ('--shards_dir=nowhere', InputError, r'nowhere/manifest.json: no such file, .* python -m pipeline.convert'),
-        ('--backbone=vgg', InputError, 'no such backbone; known are densenet169, .*, xception, xception_small'),
+        ('--backbone=vgg', InputError, 'no such backbone; known are densenet161, .*, xception, xception_small'),
         ('--unfreeze=block99@0', InputError, "no block 'block99'"),
         ('--decay_at=x', InputError, "--decay_at: 'x' must be a number of passes"),
         ('--weights=nowhere.keras', InputError, 'no such file'),

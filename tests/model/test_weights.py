@@ -37,7 +37,7 @@ def save(model: keras.Model, path) -> str:
 
 def load(path: str, *, classes: int = 4, width: float = 0.05) -> tuple[str, keras.Model]:
     network = small(width)
-    model = classifier.build(network, classes=classes, dropout=0.2)
+    model = classifier.build(network, classes=classes, options=classifier.Options(dropout=0.2))
     return classifier.load_weights(model, network, path), model
 
 
@@ -51,7 +51,7 @@ FILES = ['a.keras', 'a.weights.h5', 'a.h5', 'whole.h5']
 
 @pytest.mark.parametrize('name', FILES)
 def test_a_dense_layer_of_other_categories_stays_new(tmp_path, name):
-    source = classifier.build(small(), classes=3, dropout=0)
+    source = classifier.build(small(), classes=3)
     path = save(source, tmp_path / name)
     said, target = load(path, classes=4)
     md5 = hashlib.md5((tmp_path / name).read_bytes()).hexdigest()
@@ -62,7 +62,7 @@ def test_a_dense_layer_of_other_categories_stays_new(tmp_path, name):
 
 @pytest.mark.parametrize('name', FILES)
 def test_a_dense_layer_of_as_many_categories_is_filled_too(tmp_path, name):
-    source = classifier.build(small(), classes=4, dropout=0)
+    source = classifier.build(small(), classes=4)
     said, target = load(save(source, tmp_path / name), classes=4)
     assert said.endswith('filled 45 of 45 layers, the dense layer among them')
     assert_equal_weights(target.get_weights(), source.get_weights())
@@ -79,14 +79,14 @@ def test_a_file_of_a_bare_backbone_is_read(tmp_path, name):
 @pytest.mark.parametrize('name', FILES)
 def test_equal_weights_are_counted_as_filled(tmp_path, name):
     network = small()
-    model = classifier.build(network, classes=4, dropout=0)
+    model = classifier.build(network, classes=4)
     path = save(model, tmp_path / name)
     assert 'filled 45 of 45' in classifier.load_weights(model, network, path)
 
 
 @pytest.mark.parametrize('name', ['a.keras', 'a.weights.h5'])
 def test_the_state_of_an_optimizer_is_left_out(tmp_path, name):
-    source = classifier.build(small(), classes=4, dropout=0.2)
+    source = classifier.build(small(), classes=4, options=classifier.Options(dropout=0.2))
     source.compile(keras.optimizers.Adam(), loss='mse')
     source.optimizer.build(source.trainable_variables)
     said, target = load(save(source, tmp_path / name))
@@ -98,7 +98,7 @@ def test_the_classifier_of_a_trainer_is_read(tmp_path):
     class Trainer(keras.Model):
         def __init__(self):
             super().__init__()
-            self.classifier = classifier.build(small(), classes=4, dropout=0.2)
+            self.classifier = classifier.build(small(), classes=4, options=classifier.Options(dropout=0.2))
 
         def call(self, x):
             return self.classifier(x)
@@ -120,7 +120,7 @@ def test_a_backbone_in_a_model_is_read_without_what_is_on_it(tmp_path, name):
 
 
 def test_names_of_layers_longer_than_an_attribute_holds_are_read(tmp_path):
-    source = classifier.build(small(), classes=4, dropout=0)
+    source = classifier.build(small(), classes=4)
     save_old(source, tmp_path / 'a.h5')
     with h5py.File(tmp_path / 'a.h5', 'a') as file:  # as Keras cuts what is over 64 kB
         names = file.attrs.pop('layer_names')
@@ -132,7 +132,7 @@ def test_names_of_layers_longer_than_an_attribute_holds_are_read(tmp_path):
 
 def test_files_without_the_names_of_layers_are_read(tmp_path):
     """As the first versions of Keras 3 wrote them."""
-    source = classifier.build(small(), classes=4, dropout=0)
+    source = classifier.build(small(), classes=4)
     path = save(source, tmp_path / 'a.weights.h5')
     with h5py.File(path, 'a') as file:
         for layer in file['layers'].values():
@@ -155,7 +155,7 @@ def test_a_keras_file_of_another_depth_fills_the_layers_of_the_same_name_and_sha
 def test_a_file_of_another_width_is_refused_although_a_few_shapes_are_equal(tmp_path, name):
     path = save(small(width=0.2).model, tmp_path / name)
     network = small()
-    model = classifier.build(network, classes=4, dropout=0)
+    model = classifier.build(network, classes=4)
     before = model.get_weights()
     message = (
         r"fits only the --backbone and --width .*; block1_conv2 has \[3, 3, 8, 8\], the file's .* has \[3, 3, 8, 16\]"
@@ -183,7 +183,7 @@ def test_a_file_without_weights_is_refused(tmp_path, name):
 @pytest.fixture(scope='module')
 def sound(tmp_path_factory) -> dict[str, bytes]:
     """What the files of a classifier hold."""
-    folder, source = tmp_path_factory.mktemp('sound'), classifier.build(small(), classes=4, dropout=0)
+    folder, source = tmp_path_factory.mktemp('sound'), classifier.build(small(), classes=4)
     return {name: Path(save(source, folder / name)).read_bytes() for name in FILES}
 
 
@@ -230,7 +230,7 @@ def pair(request) -> Pair:
     application = getattr(keras.applications, keras_name)
     source = application(weights=None, pooling='avg', input_shape=(75, 75, 3), **options)
     network = backbone.build(name, image_size=75, width=1)
-    model = classifier.build(network, classes=10, dropout=0)
+    model = classifier.build(network, classes=10)
     images = np.random.default_rng(0).uniform(0, 255, [2, 75, 75, 3]).astype('f')
     expected = source(getattr(keras.applications, module).preprocess_input(images.copy())).numpy()
     return Pair(source, top, network, model, images, expected)

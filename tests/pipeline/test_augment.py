@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
-from tensorflow.python.framework import kernels
 
 from model import devices
 from pipeline import augment
 from pipeline.augment import PLAIN, Augmentation
-from tests import catalogue
+from tests import catalogue, gpu_kernels
 
 SIDE = 180
 ALWAYS = Augmentation(crop_probability=1, flip_probability=1)
@@ -272,39 +271,15 @@ def test_products_are_exact_in_tensorfloat_32(size_in, size_out):
     np.testing.assert_allclose(whole, augment.interpolation_matrix(size_in, size_out), atol=2**-23)
 
 
-def gpu_kernels(operation: tf.Operation) -> list[Any]:
-    """Those for its types; TensorFlow for Linux lists them without a GPU too."""
-    return [
-        kernel
-        for kernel in kernels.get_registered_kernels_for_op(operation.type).kernel
-        if kernel.device_type in ('GPU', 'DEFAULT')
-        and all(operation.node_def.attr[one.name].type in one.allowed_values.list.type for one in kernel.constraint)
-    ]
-
-
-def copied_to_the_host(operation: tf.Operation, kernel: Any) -> list[str]:
-    """Its arguments that the kernel reads or writes on the host, but for constants, which are there already."""
-    constants = {
-        argument.name
-        for argument, tensor in zip(operation.op_def.input_arg, operation.inputs, strict=True)
-        if tensor.op.type == 'Const'
-    }
-    return [name for name in kernel.host_memory_arg if name not in constants]
-
-
-@pytest.mark.skipif(not tf.test.is_built_with_cuda(), reason='this TensorFlow lists no GPU kernels')
+@gpu_kernels.LISTED
 @pytest.mark.parametrize('size', [96, 180])
 def test_every_op_runs_on_a_gpu_and_nothing_is_copied_to_the_host(size):
-    found = [one for one in operations(size, Augmentation()) if one.type != 'Const']
+    found = operations(size, Augmentation())
     assert {'BatchMatMulV2', 'GatherV2'} <= {one.type for one in found}
-    for one in found:
-        types = [tensor.dtype.name for tensor in one.inputs]
-        on_gpu = gpu_kernels(one)
-        assert on_gpu, f'{one.type} of {types} has no GPU kernel'
-        assert [] in [copied_to_the_host(one, kernel) for kernel in on_gpu], f'{one.type} of {types}'
+    gpu_kernels.check(found)
 
 
-@pytest.mark.skipif(not tf.test.is_built_with_cuda(), reason='this TensorFlow lists no GPU kernels')
+@gpu_kernels.LISTED
 def test_the_kernels_listed_are_telling():
     """The ops that would have been simpler, and arithmetic of int32."""
 
@@ -314,6 +289,6 @@ def test_the_kernels_listed_are_telling():
 
     images, offsets = tf.TensorSpec([None, SIDE, SIDE, 3], tf.uint8), tf.TensorSpec([None], tf.int32)
     by_type = {one.type: one for one in step.get_concrete_function(images, offsets).graph.get_operations()}
-    assert not gpu_kernels(by_type['ResizeBicubic'])
-    assert not gpu_kernels(by_type['GatherV2']), 'of bytes'
-    assert all(copied_to_the_host(by_type['AddV2'], kernel) for kernel in gpu_kernels(by_type['AddV2']))
+    assert not gpu_kernels.of(by_type['ResizeBicubic'])
+    assert not gpu_kernels.of(by_type['GatherV2']), 'of bytes'
+    assert all(gpu_kernels.copied_to_the_host(by_type['AddV2'], kernel) for kernel in gpu_kernels.of(by_type['AddV2']))

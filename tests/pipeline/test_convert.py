@@ -171,7 +171,8 @@ def test_the_manifest_lists_the_files_as_they_are(source, converted):
         (products,) = (one for one in products_by_shard(converted, file.split))
         assert (file.products, file.images) == (len(products), sum(len(images(product)) for product in products))
         assert (file.bytes, file.crc32c) == (len(data), f'{google_crc32c.value(data):08x}')
-        assert file.chunks == ((file.bytes, file.images),)
+        with_each = Counter(len(images(product)) for product in products)
+        assert file.chunks == ((file.bytes, *(with_each[count] for count in (1, 2, 3, 4))),)
     assert {name: made.products(name) for name in split.SPLITS} == {'train': 44, 'val': 4, 'test': 12}
     label_map = categories.read(str(converted))
     assert made.about['label_map_digest'] == label_map.digest() == categories.read_source(str(source)).digest()
@@ -281,7 +282,7 @@ def test_the_chunks_of_a_shard_are_told_whether_it_is_written_or_kept(tmp_path, 
     note = tmp_path / journal.FOLDER / f'{info.name}{journal.SUFFIX}'
     values = json.loads(note.read_bytes())
     first, *rest = values['file']['chunks']
-    for damaged in ([], [first, *rest, [0, 0]], [[first[0] + 1, first[1]], *rest], ['x'], None):
+    for damaged in ([], [first, *rest, [0, 0]], [[first[0] + 1, *first[1:]], *rest], ['x'], None):
         note.write_text(json.dumps({**values, 'file': {**values['file'], 'chunks': damaged}}))
         assert shards.write_shard(made.shards[0], the_job) == (info, False)
 

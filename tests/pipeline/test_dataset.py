@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import re
 import textwrap
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,11 @@ import simplejpeg
 import tensorflow as tf
 
 from pipeline import augment, dataset, feed, manifest, records, shard_chunks
-from pipeline.dataset import Shards
+from pipeline.dataset import Products, Shards
 from pipeline.errors import InputError
 from pipeline.shard_chunks import Chunk
-from tests.shards import COUNTS
+from tests import catalogue
+from tests.shards import COUNTS, write_products
 from tests.shards import write as write_shards
 
 
@@ -198,58 +201,141 @@ def test_the_pictures_of_a_product_are_parted(tmp_path):
 
 # Products.
 
+# Those that are rows: all with their first so many pictures, or those that have exactly so many.
+KINDS = {
+    **{f'first {count}': Products(count, fewer=True) for count in (1, 2, 3, 4)},
+    **{f'exactly {count}': Products(count) for count in (1, 2, 3, 4)},
+}
 
-def test_every_product_comes_once_a_pass_with_its_pictures(shards):
-    known = places(shards, 'train')
-    batches = list(dataset.train(shards, seed=0, batch_size=14, pictures=4).take(6).as_numpy_iterator())
+
+def numbers_of(kind: Products, numbers: Iterable[int]) -> list[int]:
+    """Those of these products that are rows, by number."""
+    return [number for number in numbers if kind.fewer or COUNTS[number % 7] == kind.pictures]
+
+
+def assert_a_row(known: dict[bytes, tuple[int, int, int]], kind: Products, images: Any, mask: Any, label: int) -> int:
+    """Its pictures are the first of one product, in their order, and nothing stands where it has none: its number."""
+    found = [known[picture.tobytes()] for picture in images[mask]]
+    place, product, _ = found[0]
+    assert found == [(place + n, product, label) for n in range(len(found))]
+    count = min(COUNTS[product // 3 % 7], kind.pictures)
+    assert mask.tolist() == [n < count for n in range(kind.pictures)]
+    assert not images[~mask].any()
+    return product // 3
+
+
+@pytest.mark.parametrize('kind', KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize('shuffle_images', [1, 40, 10_000])
+def test_every_product_comes_once_a_pass_with_its_pictures(shards, kind, shuffle_images):
+    known, expected = places(shards, 'train'), numbers_of(kind, range(42))
+    batch_size, shape = 6, (6, kind.pictures)  # there are 42 products, 18 with one picture, 12 with two, 6, 6
+    stream = dataset.train(shards, seed=0, batch_size=batch_size, shuffle_images=shuffle_images, products=kind)
+    batches = list(stream.take(3 * len(expected) // batch_size).as_numpy_iterator())
     seen: list[int] = []
     for images, mask, draws, labels in batches:
-        assert (images.shape, mask.shape, draws.shape) == ((14, 4, 180, 180, 3), (14, 4), (14, 4, augment.DRAWS))
+        assert (images.shape, mask.shape, draws.shape) == ((*shape, 180, 180, 3), shape, (*shape, augment.DRAWS))
         assert (images.dtype, mask.dtype, draws.dtype, labels.dtype) == (np.uint8, bool, np.float32, np.int64)
-        for row, there, label in zip(images, mask, labels, strict=True):
-            found = [known[picture.tobytes()] for picture in row[there]]
-            place, product, _ = found[0]
-            assert found == [(place + n, product, label) for n in range(len(found))], 'in their order'
-            assert len(found) == COUNTS[product // 3 % 7]
-            assert not row[~there].any()
-            seen.append(product)
-    expected = [3 * n + 1 for n in range(42)]
-    assert sorted(seen[:42]) == sorted(seen[42:]) == expected
-    assert seen[:42] != seen[42:]
-    assert len(np.unique(np.concatenate([batch[2] for batch in batches]).reshape(-1, 4), axis=0)) == 6 * 14 * 4
+        seen += [assert_a_row(known, kind, *row) for row in zip(images, mask, labels, strict=True)]
+    passes = np.array(seen).reshape(3, -1)
+    assert np.sort(passes).tolist() == [expected] * 3
+    assert len({tuple(one) for one in passes.tolist()}) == 3, 'each in another order'
+    draws = np.concatenate([batch[2] for batch in batches]).reshape(-1, augment.DRAWS)
+    assert len(np.unique(draws, axis=0)) == len(draws)
 
 
 def test_fewer_pictures_than_a_product_has_are_its_first(shards):
     (images, mask, *_), (some, some_mask, *_) = (
-        next(iter(dataset.train(shards, seed=3, batch_size=42, pictures=pictures))) for pictures in (4, 2)
+        next(iter(dataset.train(shards, seed=3, batch_size=42, products=Products(pictures, fewer=True))))
+        for pictures in (4, 2)
     )
     np.testing.assert_array_equal(some, images[:, :2])
     np.testing.assert_array_equal(some_mask, mask[:, :2])
 
 
-@pytest.mark.parametrize('step', [0, 2, 3, 5])
-def test_a_resumed_stream_of_products_is_the_uninterrupted_one(shards, step):
-    """A pass has 2.8 batches."""
-    options = {'seed': 1, 'batch_size': 15, 'pictures': 3, 'shuffle_images': 100}
-    whole = list(itertools.islice(dataset.training_batches(shards, **options), 7))
-    resumed = dataset.training_batches(shards, start_step=step, **options)
-    assert all(same(*pair) for pair in zip(itertools.islice(resumed, 2), whole[step:], strict=False))
+@pytest.mark.parametrize('kind', [Products(3, fewer=True), Products(2), Products(4)])
+@pytest.mark.parametrize('shuffle_images', [1, 30, 10_000])
+def test_a_resumed_stream_of_products_is_the_uninterrupted_one(shards, kind, shuffle_images):
+    """A pass has 8.4, 2.4 or 1.2 batches."""
+    options: dict[str, Any] = {'seed': 1, 'batch_size': 5, 'products': kind, 'shuffle_images': shuffle_images}
+    whole = list(itertools.islice(map(copied, dataset.training_batches(shards, **options)), 20))
+    for step in range(18):
+        resumed = dataset.training_batches(shards, start_step=step, **options)
+        assert all(same(*pair) for pair in zip(itertools.islice(resumed, 2), whole[step:], strict=False))
 
 
-@pytest.mark.parametrize('batch_size', [1, 4, 9, 10])
-def test_products_come_in_the_shards_order_and_the_last_batch_is_filled_up(shards, batch_size):
-    files = shards.manifest.of_split('val')
-    batches = list(dataset.products(shards, files, batch_size=batch_size).as_numpy_iterator())
-    assert len(batches) == -(-9 // batch_size)
-    images, mask, product_ids, labels = (np.concatenate(column) for column in zip(*batches, strict=True))
-    assert product_ids.tolist() == [3 * n + 1 for n in range(42, 51)] + [dataset.FILLER] * (
-        len(batches) * batch_size - 9
-    )
-    assert labels[:9].tolist() == [n % 7 for n in range(42, 51)]
-    assert mask.sum(axis=1)[:9].tolist() == [COUNTS[n % 7] for n in range(42, 51)]
-    known = places(shards, 'val')
-    assert [known[image.tobytes()][0] for image in images[mask]] == list(range(18))
-    assert not images[~mask].any()
+def copied(batch: tuple[np.ndarray, ...]) -> list[np.ndarray]:
+    return [column.copy() for column in batch]
+
+
+@pytest.mark.parametrize('kind', [None, Products(4, fewer=True), Products(3), Products(1)])
+def test_no_more_pictures_are_in_memory_than_allowed_whatever_is_left_out(tmp_path, monkeypatch, kind):
+    """One product of seven has three pictures: the rows are few, and what is read for them is not."""
+    shards = write_shards(tmp_path, train=420)
+    pictures_at = {
+        offset: sum(count * pictures for pictures, count in enumerate(counts, start=1))
+        for offset, (_, *counts) in chunks_at(shards.manifest.files[0])
+    }
+    read: list[Chunk] = []
+    read_chunk = shard_chunks.read
+
+    def noted(chunk: Chunk, memory: memoryview) -> np.ndarray:
+        read.append(chunk)
+        return read_chunk(chunk, memory)
+
+    monkeypatch.setattr(shard_chunks, 'read', noted)
+    batches = dataset.training_batches(shards, seed=0, batch_size=1, shuffle_images=360, products=kind)
+    next(batches)
+    pictures = sum(pictures_at[chunk.offset] for chunk in read)
+    # A window and what is read ahead, of nine; a group ends with a whole chunk.
+    assert 30 <= pictures <= 360 + 9 * max(pictures_at.values())
+
+
+def chunks_at(file: manifest.FileInfo) -> list[tuple[int, tuple[int, ...]]]:
+    """The manifest's chunks of a file by their first byte."""
+    ends = itertools.accumulate((size for size, *_ in file.chunks), initial=0)
+    return list(zip(ends, file.chunks, strict=False))
+
+
+@pytest.mark.parametrize('kind', KINDS.values(), ids=KINDS)
+def test_rows_are_counted_without_reading(tmp_path, kind):
+    shards = write_shards(tmp_path, train=42, val=9, shards=3)
+    for file in tmp_path.glob('*.tfrecord'):
+        file.unlink()
+    assert dataset.rows(shards, 'train', kind) == len(numbers_of(kind, range(42)))
+    assert dataset.rows(shards, 'val', kind) == len(numbers_of(kind, range(42, 51)))
+    assert dataset.rows(shards, 'test', kind) == 0
+    assert [dataset.rows(shards, name) for name in ('train', 'val', 'test')] == [84, 18, 0]
+
+
+def test_a_training_set_without_such_products_is_refused(tmp_path):
+    shards = write_shards(tmp_path, train=2, val=3)  # with one picture and with three
+    rule = f'{tmp_path}: the training shards hold no products with exactly 2 pictures'
+    remedy = 'train with another --pictures, or on all products with --fewer_pictures'
+    with pytest.raises(InputError, match=f'^{re.escape(f"{rule}; {remedy}")}$'):
+        dataset.train(shards, seed=0, batch_size=1, products=Products(2))
+    (images, *_) = next(iter(dataset.train(shards, seed=0, batch_size=1, products=Products(3))))
+    assert images.shape == (1, 3, 180, 180, 3)
+
+
+def test_damage_in_a_product_is_told_with_its_id(tmp_path, capsys):
+    sound, broken = catalogue.jpeg(0), b'no picture'
+    products = [records.Product(7, 1000, 0, 'train', (sound, broken)), records.Product(8, 1000, 0, 'train', (broken,))]
+    write_products(tmp_path, {'train': [products]})
+    shards = dataset.open_shards(str(tmp_path))
+    next(dataset.training_batches(shards, seed=0, batch_size=1, products=Products(2)))
+    assert capsys.readouterr().err.startswith('warning: product 7, picture 1: taken as grey: no JPEG picture')
+
+
+def test_other_products_than_the_manifest_tells_of_are_told_with_file_and_byte(tmp_path):
+    """The same number of products and of pictures, but two of two where the manifest tells of one and three."""
+    shards = write_shards(tmp_path, train=4)
+    (file,) = shards.manifest.files
+    (size, *_), last = file.chunks
+    other = dataclasses.replace(file, chunks=((size, 0, 3, 0, 0), last))
+    shards = dataclasses.replace(shards, manifest=dataclasses.replace(shards.manifest, files=(other,)))
+    said = f'{tmp_path}/{file.name}: from byte 0 on are 1 products with exactly 2 pictures, not the 3 that the manifest'
+    with pytest.raises(InputError, match=f'^{re.escape(said)} tells of; {re.escape(shard_chunks.REMEDY)}$'):
+        next(dataset.training_batches(shards, seed=0, batch_size=1, products=Products(2)))
 
 
 # Evaluation.
@@ -282,8 +368,38 @@ def test_a_limit_takes_the_first_pictures(shards, limit, counted):
     assert sorted(seen) == sorted(first)
 
 
-def test_a_split_without_pictures_has_no_batches(tmp_path):
-    assert list(dataset.evaluation(write_shards(tmp_path, train=1), 'val', batch_size=2, limit=10)) == []
+@pytest.mark.parametrize('kind', KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize('batch_size', [1, 4, 9, 10])
+def test_every_product_is_evaluated_once_and_the_last_batch_is_filled_up(shards, kind, batch_size):
+    expected = numbers_of(kind, range(42, 51))
+    evaluation = dataset.evaluation(shards, 'val', batch_size=batch_size, limit=10**9, products=kind)
+    batches = list(evaluation.as_numpy_iterator())
+    assert len(batches) == evaluation.cardinality() == -(-len(expected) // batch_size)
+    for images, mask, labels, weights in batches:
+        assert (images.shape, images.dtype) == ((batch_size, kind.pictures, 180, 180, 3), np.uint8)
+        assert (mask.shape, mask.dtype) == ((batch_size, kind.pictures), bool)
+        assert (labels.shape, labels.dtype) == ((batch_size,), np.int64)
+        assert (weights.shape, weights.dtype) == ((batch_size,), np.float32)
+    images, mask, labels, weights = (np.concatenate(column) for column in zip(*batches, strict=True))
+    count, known = len(expected), places(shards, 'val')
+    assert weights.tolist() == [1] * count + [0] * (len(weights) - count)
+    found = zip(images[:count], mask[:count], labels[:count], strict=True)
+    assert [assert_a_row(known, kind, *row) for row in found] == expected
+    assert not images[count:].any() and not mask[count:].any()
+
+
+@pytest.mark.parametrize(('limit', 'counted'), [(1, 1), (3, 3), (4, 4), (5, 4)])
+def test_a_limit_takes_the_first_products_of_that_kind(shards, limit, counted):
+    evaluation = dataset.evaluation(shards, 'val', batch_size=2, limit=limit, products=Products(1))
+    labels = [label for _, _, labels, weights in evaluation for label in labels[weights > 0].numpy().tolist()]
+    assert labels == [number % 7 for number in numbers_of(Products(1), range(42, 51))][:counted]
+
+
+@pytest.mark.parametrize('kind', [None, Products(4, fewer=True), Products(2)])
+def test_a_split_without_rows_has_no_batches(tmp_path, kind):
+    shards = write_shards(tmp_path, train=1, val=int(kind == Products(2)))
+    assert dataset.rows(shards, 'val', kind) == 0
+    assert list(dataset.evaluation(shards, 'val', batch_size=2, limit=10, products=kind)) == []
 
 
 # Views.
@@ -346,6 +462,47 @@ def test_another_seed_gives_other_views(shards):
     first, other = all_views(shards), all_views(shards, seed=1)
     assert same(first[2:], other[2:]) and same(first[:1], other[:1])
     assert (first[1] != other[1]).all(axis=1).tolist() == (first[4] > 0).tolist()
+
+
+@pytest.mark.parametrize('kind', KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize(('batch_size', 'tta'), [(4, 1), (4, 3), (7, 3)])
+def test_views_of_products_come_by_product_and_view(shards, kind, batch_size, tta):
+    known, found = places(shards, 'val'), []
+    for file in shards.manifest.of_split('val'):
+        stream = dataset.views(shards, file, batch_size=batch_size, tta=tta, seed=0, products=kind)
+        batches = list(stream.as_numpy_iterator())
+        assert len(batches) == stream.cardinality()
+        assert {len(column) for batch in batches for column in batch} <= {batch_size}
+        found += batches
+    images, mask, draws, product_ids, image_indices, views, labels = (
+        np.concatenate(column)[np.concatenate([batch[3] for batch in found]) != dataset.FILLER]
+        for column in zip(*found, strict=True)
+    )
+    expected = [(number, view) for number in numbers_of(kind, range(42, 51)) for view in range(tta)]
+    assert list(zip(product_ids.tolist(), views.tolist(), strict=True)) == [(3 * n + 1, view) for n, view in expected]
+    assert not image_indices.any()
+    rows = [assert_a_row(known, kind, *row) for row in zip(images, mask, labels, strict=True)]
+    assert rows == [number for number, _ in expected]
+    # As the picture of this number of the product has them if it is a row by itself.
+    for number in range(kind.pictures):
+        own = dataset.view_draws(0, product_ids, np.full_like(product_ids, number), views)
+        np.testing.assert_array_equal(draws[:, number], own)
+    assert (draws[views == 0] == augment.PLAIN).all()
+    others = draws[views > 0].reshape(-1, augment.DRAWS)
+    assert len(np.unique(others, axis=0)) == len(others)
+
+
+def test_what_fills_up_a_batch_of_products_has_no_picture(shards):
+    file = shards.manifest.of_split('val')[0]
+    (batch,) = dataset.views(shards, file, batch_size=8, tta=2, seed=0, products=Products(4, fewer=True))
+    images, mask, _, product_ids, *_ = (column.numpy() for column in batch)
+    assert product_ids.tolist() == [127, 127, 130, 130, 133, 133, dataset.FILLER, dataset.FILLER]
+    assert not images[6:].any() and not mask[6:].any()
+
+
+def test_a_shard_without_such_products_has_no_views(shards):
+    file = shards.manifest.of_split('val')[2]  # products 48, 49 and 50: two, one and three pictures
+    assert list(dataset.views(shards, file, batch_size=8, tta=2, seed=0, products=Products(4))) == []
 
 
 # Opening.

@@ -19,13 +19,16 @@ import tensorflow as tf
 
 from pipeline import feed, order, records, shard_chunks
 from pipeline.errors import InputError
-from pipeline.feed import Rows
+from pipeline.feed import Products, Rows
+from pipeline.manifest import FileInfo
 from pipeline.records import Product
 from pipeline.shard_chunks import Chunk
 from tests import catalogue
 
 COUNTS = (1, 3, 2, 4, 1, 1, 2)  # pictures a product, unevenly
 REMEDY = re.escape(shard_chunks.REMEDY)
+# What a row may be.
+KINDS = {'pictures': None, 'products': Products(2, fewer=True), 'products with exactly 2 pictures': Products(2)}
 
 
 def product(number: int, *, images: Sequence[bytes] | None = None) -> Product:
@@ -36,9 +39,14 @@ def product(number: int, *, images: Sequence[bytes] | None = None) -> Product:
 
 
 def write(
-    folder: Path, products: Sequence[Product], *, chunk_products: int = 4, files: int = 1, a_row_is: str = 'picture'
+    folder: Path,
+    products: Sequence[Product],
+    *,
+    chunk_products: int = 4,
+    files: int = 1,
+    kind: Products | None = None,
 ) -> list[Chunk]:
-    """Shards of these products, and their chunks."""
+    """Shards of these products, and their chunks that have rows of this kind."""
     chunks = []
     for number, some in enumerate(np.array_split(np.arange(len(products)), files)):
         path, offset = folder / f'train-{number:05d}-of-{files:05d}.tfrecord', 0
@@ -46,8 +54,8 @@ def write(
             for first in range(0, len(some), chunk_products):
                 these = [products[place] for place in some[first : first + chunk_products]]
                 data = records.frame([records.encode(one) for one in these])
-                rows = sum(len(one.images) for one in these) if a_row_is == 'picture' else len(these)
-                chunks.append(Chunk(str(path), offset, len(data), rows))
+                if rows := len(expected_rows(these, kind)):
+                    chunks.append(Chunk(str(path), offset, len(data), rows))
                 offset += file.write(data)
     return chunks
 
@@ -62,6 +70,17 @@ def contents(rows: Rows) -> list[tuple[int, int, int, list[bytes | None]]]:
 
 def expected_pictures(products: Sequence[Product]) -> list[tuple[int, int, int, list[bytes | None]]]:
     return [(one.product_id, number, one.label, [image]) for one in products for number, image in enumerate(one.images)]
+
+
+def expected_rows(products: Sequence[Product], kind: Products | None) -> list[tuple[int, int, int, list[bytes | None]]]:
+    if kind is None:
+        return expected_pictures(products)
+    each = kind.pictures
+    return [
+        (one.product_id, 0, one.label, [*one.images[:each], *[None] * (each - len(one.images))])
+        for one in products
+        if kind.fewer or len(one.images) == each
+    ]
 
 
 def take(pieces: Iterator[Rows], count: int) -> list[tuple[int, int, int, list[bytes | None]]]:
@@ -234,23 +253,44 @@ def test_rows_in_order_are_the_pictures_of_the_shards(tmp_path, chunk_products, 
     assert contents(Rows.joined(found)) == expected_pictures(products)
 
 
-@pytest.mark.parametrize('each', [1, 2, 4, 6])
-def test_rows_may_be_products_with_their_first_pictures(tmp_path, each):
-    products = [product(number) for number in range(40)]
-    chunks = write(tmp_path, products, a_row_is='product')
-    expected = [
-        (one.product_id, 0, one.label, [*one.images[:each], *[None] * (each - len(one.images))]) for one in products
-    ]
-    assert contents(Rows.joined(list(feed.in_order(chunks, pictures_each=each)))) == expected
+@pytest.mark.parametrize('each', [1, 2, 3, 4])
+@pytest.mark.parametrize('fewer', [False, True])
+def test_rows_may_be_products_with_their_first_pictures(tmp_path, each, fewer):
+    """All of them, or those that have exactly so many: 17, 11, 6 and 6 of these."""
+    products, kind = [product(number) for number in range(40)], Products(each, fewer=fewer)
+    chunks = write(tmp_path, products, kind=kind)
+    found = contents(Rows.joined(list(feed.in_order(chunks, products=kind))))
+    assert found == expected_rows(products, kind)
+    assert len(found) == (40 if fewer else (17, 11, 6, 6)[each - 1])
+
+
+@pytest.mark.parametrize('pictures', [-1, 0, 5])
+def test_rows_of_as_many_pictures_as_no_product_has_are_refused(pictures):
+    with pytest.raises(ValueError, match=f'^pictures must be 1 to 4, not {pictures}$'):
+        Products(pictures)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'rows'), [(None, [16, 0, 3]), (Products(4, fewer=True), [9, 0, 1]), (Products(2), [2, 0, 0])]
+)
+def test_chunks_without_rows_are_left_out_and_the_others_stay_where_they_are(kind, rows):
+    table = ((100, 5, 2, 1, 1), (70, 0, 0, 0, 0), (30, 0, 0, 1, 0))
+    listed = FileInfo('train-00000-of-00001.tfrecord', 'train', 10, 19, 200, 'unchecked', table)
+    path = f'folder/{listed.name}'
+    expected = [Chunk(path, *place, count) for place, count in zip([(0, 100), (100, 70), (170, 30)], rows, strict=True)]
+    assert feed.chunks_of('folder', [listed], products=kind) == [chunk for chunk in expected if chunk.rows]
 
 
 def test_empty_pictures_are_pictures_and_a_product_may_have_none(tmp_path):
     products = [product(0, images=[b'', b'x', b'']), product(1, images=[]), product(2, images=[b'', b''])]
     pictures = Rows.joined(list(feed.in_order(write(tmp_path, products))))
     assert contents(pictures) == expected_pictures(products)
-    chunks = write(tmp_path, products, a_row_is='product')
-    rows = Rows.joined(list(feed.in_order(chunks, pictures_each=2)))
-    assert [images for *_, images in contents(rows)] == [[b'', b'x'], [None, None], [b'', b'']]
+    for kind, expected in (
+        (Products(2, fewer=True), [[b'', b'x'], [None, None], [b'', b'']]),
+        (Products(2), [[b'', b'']]),
+    ):
+        rows = Rows.joined(list(feed.in_order(write(tmp_path, products, kind=kind), products=kind)))
+        assert [images for *_, images in contents(rows)] == expected
 
 
 @pytest.mark.parametrize('limit', [0, 1, 7, 8, 9, 79, 80, 81, 1000])
@@ -273,17 +313,17 @@ def test_no_chunks_have_no_rows():
 
 
 @pytest.mark.parametrize('shuffle_rows', [1, 60, 10_000])
-@pytest.mark.parametrize('pictures_each', [None, 2])
-def test_shuffled_rows_are_the_same_for_any_number_of_readers(tmp_path, shuffle_rows, pictures_each):
+@pytest.mark.parametrize('kind', KINDS.values(), ids=KINDS)
+def test_shuffled_rows_are_the_same_for_any_number_of_readers(tmp_path, shuffle_rows, kind):
     products = [product(number) for number in range(140)]
-    a_row_is = 'picture' if pictures_each is None else 'product'
-    chunks = write(tmp_path, products, files=3, a_row_is=a_row_is)
-    options = {'seed': 3, 'shuffle_rows': shuffle_rows, 'pictures_each': pictures_each}
+    chunks = write(tmp_path, products, files=3, kind=kind)
+    options: dict[str, Any] = {'seed': 3, 'shuffle_rows': shuffle_rows, 'products': kind}
     count = sum(chunk.rows for chunk in chunks)
     found = take(feed.shuffled(chunks, start_row=0, readers=8, **options), 2 * count + 50)
     for readers in (1, 3):
         assert take(feed.shuffled(chunks, start_row=0, readers=readers, **options), 2 * count + 50) == found
-    rows = [row for some in feed.in_order(chunks, pictures_each=pictures_each) for row in contents(some)]
+    rows = [row for some in feed.in_order(chunks, products=kind) for row in contents(some)]
+    assert rows == expected_rows(products, kind)
     for one in (found[:count], found[count : 2 * count]):
         assert sorted(one, key=str) == sorted(rows, key=str), 'each row once a pass'
     for start in (1, 17, count - 1, count, count + 1, 2 * count + 3):
@@ -301,6 +341,16 @@ def test_an_image_that_comes_several_times_in_a_row_is_one_object(tmp_path):
     images = list(rows[np.array([0, 0, 0, 1, 0, 4, 4])].images())
     numbers = {id(image): place for place, image in reversed(list(enumerate(images)))}
     assert [numbers[id(image)] for image in images] == [0, 0, 0, 3, 4, 5, 5]
+
+
+def test_the_images_of_a_product_that_comes_several_times_in_a_row_are_the_same_objects(tmp_path):
+    kind = Products(2, fewer=True)
+    (rows,) = feed.in_order(write(tmp_path, [product(1), product(0), product(2)], kind=kind), products=kind)
+    images = list(rows[np.array([0, 0, 1, 1, 2, 2])].images())
+    assert images[5] is None and images[7] is None
+    for row in (0, 2, 4):
+        first, second, *again = images[2 * row : 2 * row + 4]
+        assert again[0] is first and again[1] is second
 
 
 def test_equal_places_in_two_memories_are_two_images(tmp_path):
@@ -342,15 +392,13 @@ class Held:
 
 
 @pytest.mark.parametrize('shuffle_rows', [1, 90, 180, 360])
-@pytest.mark.parametrize('pictures_each', [None, 2])
-def test_no_more_rows_are_in_memory_than_allowed_but_for_a_few_chunks(
-    tmp_path, monkeypatch, shuffle_rows, pictures_each
-):
+@pytest.mark.parametrize('kind', KINDS.values(), ids=KINDS)
+def test_no_more_rows_are_in_memory_than_allowed_but_for_a_few_chunks(tmp_path, monkeypatch, shuffle_rows, kind):
     held = Held(monkeypatch)
     products = [product(number) for number in range(420)]  # 840 pictures
-    chunks = write(tmp_path, products, a_row_is='picture' if pictures_each is None else 'product')
+    chunks = write(tmp_path, products, kind=kind)
     largest = max(chunk.rows for chunk in chunks)
-    rows = feed.shuffled(chunks, seed=0, start_row=5, shuffle_rows=shuffle_rows, pictures_each=pictures_each)
+    rows = feed.shuffled(chunks, seed=0, start_row=5, shuffle_rows=shuffle_rows, products=kind)
     passes = 0
     for piece in feed._batches(rows, 7):  # to the third pass
         passes += len(piece)
@@ -437,19 +485,55 @@ def test_batches_are_the_same_for_any_number_of_threads(pictures_in_order, monke
     assert (np.concatenate([batch.pixels for batch in batches])[:45] == expected).all()
 
 
-@pytest.mark.parametrize('each', [1, 3, 40])
-def test_products_are_decoded_with_zeros_where_they_have_no_picture(tmp_path, each):
+@pytest.mark.parametrize('fewer', [False, True])
+@pytest.mark.parametrize(('each', 'piece'), [(1, 64), (3, 64), (4, 64), (4, 3)])
+def test_products_are_decoded_with_zeros_where_they_have_no_picture(tmp_path, monkeypatch, each, piece, fewer):
+    monkeypatch.setattr(feed, 'PIECE', piece)
     products = [
         product(number, images=[catalogue.jpeg(4 * number + k) for k in range(COUNTS[number % 7])])
         for number in range(8)
     ]
-    chunks = write(tmp_path, products, a_row_is='product')
-    (batch,) = feed.decoded(feed.in_order(chunks, pictures_each=each), batch_size=9)
+    kind = Products(each, fewer=fewer)
+    chunks = write(tmp_path, products, kind=kind)
+    (batch,) = feed.decoded(feed.in_order(chunks, products=kind), batch_size=9)
     assert batch.pixels.shape == (9, each, 180, 180, 3)
-    for one, pixels in zip(products, batch.pixels[:8], strict=True):
-        for image, found in itertools.zip_longest(one.images[:each], pixels):
+    rows = expected_rows(products, kind)
+    for (*_, images), pixels in zip(rows, batch.pixels[: len(rows)], strict=True):
+        for image, found in zip(images, pixels, strict=True):
             assert (found == (0 if image is None else decoded_by_tensorflow(image))).all()
-    assert not batch.pixels[8].any()
+    assert not batch.pixels[len(rows) :].any()
+
+
+def test_pictures_of_products_that_are_left_out_are_not_decoded(tmp_path, monkeypatch):
+    decoded: list[bytes] = []
+
+    def noted(_: np.ndarray, image: memoryview) -> str:
+        decoded.append(bytes(image))
+        return ''
+
+    monkeypatch.setattr(feed.pictures, '_decode', noted)
+    products, kind = [product(number) for number in range(40)], Products(3)
+    for _ in feed.decoded(feed.in_order(write(tmp_path, products, kind=kind), products=kind), batch_size=5):
+        pass
+    assert sorted(decoded) == sorted(image for one in products if len(one.images) == 3 for image in one.images)
+
+
+def test_views_of_a_product_are_decoded_once(tmp_path, monkeypatch):
+    decoded: list[bytes] = []
+    once = feed.pictures._decode
+
+    def counted(pixels: np.ndarray, image: memoryview) -> str:
+        decoded.append(bytes(image))
+        return once(pixels, image)
+
+    monkeypatch.setattr(feed.pictures, '_decode', counted)
+    images = [catalogue.jpeg(place) for place in range(6)]
+    products, kind = [product(number, images=images[3 * number : 3 * number + 3]) for number in range(2)], Products(3)
+    (rows,) = feed.in_order(write(tmp_path, products, kind=kind), products=kind)
+    (batch,) = feed.decoded([rows[np.repeat(np.arange(2), 4)]], batch_size=8)
+    assert decoded == images
+    expected = np.array([decoded_by_tensorflow(image) for image in images]).reshape(2, 3, 180, 180, 3)
+    assert (batch.pixels == expected.repeat(4, axis=0)).all()
 
 
 def test_a_batch_that_is_kept_stays_as_it_was(pictures_in_order):
@@ -506,7 +590,7 @@ def test_an_error_of_the_stream_comes_out_as_it_is(pictures_in_order, after):
 def test_an_error_of_a_thread_that_decodes_comes_out_as_it_is(pictures_in_order, monkeypatch):
     error = MemoryError('none left')
 
-    def fail(*_: Any) -> Any:
+    def fail(*_: Any, **__: Any) -> Any:
         raise error
 
     monkeypatch.setattr(feed.pictures, 'decode_into', fail)
@@ -522,14 +606,13 @@ def damage(chunk: Chunk, place: int, data: bytes) -> None:
         file.write(data)
 
 
-def read_all(chunks: Sequence[Chunk], how: str, *, a_row_is: str) -> None:
+def read_all(chunks: Sequence[Chunk], how: str, *, kind: Products | None) -> None:
     """Reads all of them: in order, shuffled, or decoded batches of either."""
-    each = None if a_row_is == 'picture' else 2
     rows: Iterator[Rows]
     if 'in order' in how:
-        rows = feed.in_order(chunks, pictures_each=each)
+        rows = feed.in_order(chunks, products=kind)
     else:
-        shuffled = feed.shuffled(chunks, seed=0, start_row=0, shuffle_rows=20, pictures_each=each)
+        shuffled = feed.shuffled(chunks, seed=0, start_row=0, shuffle_rows=20, products=kind)
         rows = itertools.islice(shuffled, 2 * len(chunks))
     for _ in feed.decoded(rows, batch_size=5) if 'decoded' in how else rows:
         pass
@@ -540,49 +623,49 @@ def how(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=['picture', 'product'])
-def a_row_is(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=KINDS.values(), ids=list(KINDS))
+def kind(request: pytest.FixtureRequest) -> Products | None:
     return request.param
 
 
 @pytest.fixture
-def chunks(tmp_path: Path, a_row_is: str) -> list[Chunk]:
-    return write(tmp_path, [product(number) for number in range(40)], files=3, a_row_is=a_row_is)
+def chunks(tmp_path: Path, kind: Products | None) -> list[Chunk]:
+    return write(tmp_path, [product(number) for number in range(40)], files=3, kind=kind)
 
 
-def test_a_flipped_byte_is_told_with_file_byte_and_remedy(chunks, how, a_row_is):
+def test_a_flipped_byte_is_told_with_file_byte_and_remedy(chunks, how, kind):
     third = chunks[2]
     second = len(records.frame([records.encode(product(8))]))
     damage(third, second + 50, b'\xff')
     place = third.offset + second
     expected = f"{re.escape(third.path)}: the record at byte {place} doesn't fit its checksum; {REMEDY}"
     with pytest.raises(InputError, match=f'^{expected}$'):
-        read_all(chunks, how, a_row_is=a_row_is)
+        read_all(chunks, how, kind=kind)
 
 
-def test_a_damaged_length_is_told(chunks, how, a_row_is):
+def test_a_damaged_length_is_told(chunks, how, kind):
     damage(chunks[1], 0, b'\xff' * 8)
     place = chunks[1].offset
     expected = f'{re.escape(chunks[1].path)}: the record at byte {place} is cut off, or its length is damaged; {REMEDY}'
     with pytest.raises(InputError, match=f'^{expected}$'):
-        read_all(chunks, how, a_row_is=a_row_is)
+        read_all(chunks, how, kind=kind)
 
 
 @pytest.mark.parametrize('left', [0, 1, 500])
-def test_a_file_that_is_cut_off_is_told(chunks, how, a_row_is, left):
+def test_a_file_that_is_cut_off_is_told(chunks, how, kind, left):
     path = chunks[0].path
     Path(path).write_bytes(Path(path).read_bytes()[:left])
     end = next(chunk.offset + chunk.bytes for chunk in chunks if chunk.offset + chunk.bytes > left)
     expected = rf'{re.escape(path)}: is cut off: ends before byte \d+, which the manifest tells of; {REMEDY}'
     with pytest.raises(InputError, match=f'^{expected}$') as caught:
-        read_all(chunks, how, a_row_is=a_row_is)
+        read_all(chunks, how, kind=kind)
     assert 'in order' not in how or f'before byte {end},' in str(caught.value)
 
 
-def test_a_file_that_is_not_there_is_told(chunks, how, a_row_is):
+def test_a_file_that_is_not_there_is_told(chunks, how, kind):
     Path(chunks[-1].path).unlink()
     with pytest.raises(InputError, match=f'^{re.escape(chunks[-1].path)}: no such file$'):
-        read_all(chunks, how, a_row_is=a_row_is)
+        read_all(chunks, how, kind=kind)
 
 
 @pytest.mark.parametrize(
@@ -594,45 +677,45 @@ def test_a_file_that_is_not_there_is_told(chunks, how, a_row_is):
     ],
     ids=['bytes', 'nothing', 'an Example without features'],
 )
-def test_a_sound_record_that_is_no_product_is_told(tmp_path, how, a_row_is, record, rule):
+def test_a_sound_record_that_is_no_product_is_told(tmp_path, how, kind, record, rule):
     frames = [records.frame([records.encode(product(number))]) for number in range(12)]
     frames[6] = records.frame([record])
     chunks, path = [], tmp_path / 'train-00000-of-00001.tfrecord'
     path.write_bytes(b''.join(frames))
     for first in range(0, 12, 4):
-        pictures = sum(COUNTS[number % 7] for number in range(first, first + 4))
+        rows = expected_rows([product(number) for number in range(first, first + 4)], kind)
         sizes = [len(b''.join(some)) for some in (frames[:first], frames[first : first + 4])]
-        chunks.append(Chunk(str(path), sizes[0], sizes[1], pictures if a_row_is == 'picture' else 4))
+        chunks.append(Chunk(str(path), sizes[0], sizes[1], len(rows)))
     place = len(b''.join(frames[:6]))
     with pytest.raises(InputError, match=f'^{re.escape(str(path))}: the record at byte {place} {rule}; {REMEDY}$'):
-        read_all(chunks, how, a_row_is=a_row_is)
+        read_all(chunks, how, kind=kind)
 
 
-def test_a_shard_of_another_conversion_is_told(chunks, how, a_row_is):
+def test_a_shard_of_another_conversion_is_told(chunks, how, kind):
     """Sound, but with other products than the manifest tells of: an order made for those would be another one."""
     chunks[4] = Chunk(chunks[4].path, chunks[4].offset, chunks[4].bytes, chunks[4].rows + 1)
-    said = f'from byte {chunks[4].offset} on are {chunks[4].rows - 1} {a_row_is}s, not the {chunks[4].rows} that'
+    (name,) = (name for name, one in KINDS.items() if one == kind)
+    said = f'from byte {chunks[4].offset} on are {chunks[4].rows - 1} {name}, not the {chunks[4].rows} that'
     with pytest.raises(InputError, match=f'^{re.escape(chunks[4].path)}: {said} the manifest tells of; {REMEDY}$'):
-        read_all(chunks, how, a_row_is=a_row_is)
+        read_all(chunks, how, kind=kind)
 
 
 # Damaged pictures.
 
 
-def with_damage(folder: Path, damaged: dict[int, bytes], *, products: int, a_row_is: str = 'picture') -> list[Chunk]:
+def with_damage(folder: Path, damaged: dict[int, bytes], *, products: int, kind: Products | None = None) -> list[Chunk]:
     """Products of two pictures, of which the second is damaged in some."""
     sound = catalogue.jpeg(0)
     made = [product(number, images=[sound, damaged.get(number, sound)]) for number in range(products)]
-    return write(folder, made, a_row_is=a_row_is)
+    return write(folder, made, kind=kind)
 
 
-@pytest.mark.parametrize('each', [None, 1, 2, 3])
-def test_each_damaged_picture_is_told_once_with_product_and_picture(tmp_path, capsys, each):
+@pytest.mark.parametrize('kind', [None, *(Products(each, fewer=True) for each in (1, 2, 3)), Products(2)])
+def test_each_damaged_picture_is_told_once_with_product_and_picture(tmp_path, capsys, kind):
     broken = {2: catalogue.jpeg(0)[:1000], 3: b'', 17: b'no picture'}
-    a_row_is = 'picture' if each is None else 'product'
-    chunks = with_damage(tmp_path, broken, products=20, a_row_is=a_row_is)
-    batches = list(feed.decoded(feed.in_order(chunks, pictures_each=each), batch_size=6, threads=3))
-    assert sum(len(batch.rows) for batch in batches) == (40 if each is None else 20)
+    chunks = with_damage(tmp_path, broken, products=20, kind=kind)
+    batches = list(feed.decoded(feed.in_order(chunks, products=kind), batch_size=6, threads=3))
+    assert sum(len(batch.rows) for batch in batches) == (40 if kind is None else 20)
     output, told = capsys.readouterr()
     assert output == ''
     no_jpeg = (
@@ -645,7 +728,7 @@ def test_each_damaged_picture_is_told_once_with_product_and_picture(tmp_path, ca
         f'product 10, picture 1: {no_jpeg}',
         f'product 52, picture 1: {no_jpeg}',
     ]
-    assert told.splitlines() == ([] if each == 1 else [f'warning: {line}' for line in expected])
+    assert told.splitlines() == ([] if kind and kind.pictures == 1 else [f'warning: {line}' for line in expected])
 
 
 def test_of_many_damaged_pictures_ten_are_told_and_then_their_number(tmp_path, capsys):

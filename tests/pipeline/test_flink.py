@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import tempfile
 
 import pytest
@@ -82,3 +83,18 @@ def test_a_job_servers_messages_stay_away_from_the_terminal_and_nothing_else_doe
 
     assert not flink.is_not_of_job_server(record('portable_runner'))
     assert flink.is_not_of_job_server(record('convert'))
+
+
+def test_what_was_started_with_the_folder_is_killed_and_nothing_else(tmp_path):
+    (tmp_path / 'ours' / 'more').mkdir(parents=True)
+    ours, other = (
+        subprocess.Popen(['sh', '-c', 'echo; read line', f'-Djava.io.tmpdir={tmp_path}/{name}'],
+                         stdin=subprocess.PIPE, stdout=subprocess.PIPE) for name in ('ours', 'other')
+    )  # fmt: skip
+    for process in (ours, other):
+        assert process.stdout and process.stdout.readline()  # it runs
+    flink._leave_nothing(f'{tmp_path}/ours')
+    assert not os.path.exists(f'/proc/{ours.pid}') and not (tmp_path / 'ours').exists()
+    assert other.poll() is None
+    other.communicate()
+    ours.communicate()

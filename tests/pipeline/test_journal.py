@@ -12,7 +12,7 @@ from pipeline.manifest import FileInfo, Manifest
 
 DATA = b'what the file holds'
 CHECKSUM = f'{google_crc32c.value(DATA):08x}'
-FILE = FileInfo('val-00000-of-00002.tfrecord', 'val', 3, 5, len(DATA), CHECKSUM, ((len(DATA), 5),))
+FILE = FileInfo('val-00000-of-00002.tfrecord', 'val', 3, 5, len(DATA), CHECKSUM, ((len(DATA), 1, 2, 0, 0),))
 
 
 @pytest.fixture

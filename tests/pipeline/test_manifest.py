@@ -15,9 +15,9 @@ from pipeline.errors import InputError
 from pipeline.manifest import FileInfo, Manifest
 
 FILES = (
-    FileInfo('test-00000-of-00001.tfrecord', 'test', 1, 4, 10, '00000000', ((10, 4),)),
-    FileInfo('train-00000-of-00002.tfrecord', 'train', 129, 130, 20, 'cafe0001', ((19, 128), (1, 2))),
-    FileInfo('train-00001-of-00002.tfrecord', 'train', 5, 7, 0, 'cafe0002', ((0, 7),)),
+    FileInfo('test-00000-of-00001.tfrecord', 'test', 1, 4, 10, '00000000', ((10, 0, 0, 0, 1),)),
+    FileInfo('train-00000-of-00002.tfrecord', 'train', 129, 130, 20, 'cafe0001', ((19, 128, 0, 0, 0), (1, 0, 1, 0, 0))),
+    FileInfo('train-00001-of-00002.tfrecord', 'train', 5, 7, 0, 'cafe0002', ((0, 4, 0, 1, 0),)),
 )
 MANIFEST = Manifest('shards', {'seed': 7, 'source': {'train.bson': {'bytes': 3}}, 'names': ['é']}, FILES)
 
@@ -56,7 +56,11 @@ def test_each_file_has_one_line(folder):
     lines = (folder / 'manifest.json').read_text().splitlines()
     entries = [json.loads(line.rstrip(',')) for line in lines if 'tfrecord' in line]
     assert [entry['name'] for entry in entries] == [file.name for file in FILES]
-    assert [entry['chunks'] for entry in entries] == [[[10, 4]], [[19, 128], [1, 2]], [[0, 7]]]
+    assert [entry['chunks'] for entry in entries] == [
+        [[10, 0, 0, 0, 1]],
+        [[19, 128, 0, 0, 0], [1, 0, 1, 0, 0]],
+        [[0, 4, 0, 1, 0]],
+    ]
 
 
 def test_a_split_has_its_files_in_order_and_their_sums():
@@ -94,9 +98,9 @@ def test_a_folder_without_a_manifest_is_not_finished(tmp_path):
         (b'[]', 'TypeError'),
         (b'{}', "KeyError('kind')"),
         (b'{"kind": "shards"}', "KeyError('format_version')"),
-        (b'{"kind": "shards", "format_version": 2, "about": {}}', "KeyError('files')"),
-        (b'{"kind": "shards", "format_version": 2, "about": {}, "files": [{"name": "x"}]}', 'TypeError'),
-        (b'{"kind": "shards", "format_version": 2, "about": {}, "files": [{"colour": "x"}]}', 'TypeError'),
+        (b'{"kind": "shards", "format_version": 3, "about": {}}', "KeyError('files')"),
+        (b'{"kind": "shards", "format_version": 3, "about": {}, "files": [{"name": "x"}]}', 'TypeError'),
+        (b'{"kind": "shards", "format_version": 3, "about": {}, "files": [{"colour": "x"}]}', 'TypeError'),
     ],
 )
 def test_a_damaged_manifest_says_why_and_what_to_do(folder, text, reason):
@@ -110,22 +114,36 @@ def refuse(folder: Path, text: bytes, reason: str) -> None:
         read(folder)
 
 
+def told(rule: str) -> str:
+    return f"ValueError('{FILES[1].name}: chunks {rule}')"
+
+
+def sums(*found: int) -> str:
+    rule = f'chunks, their bytes, products and images are {found}, must be (2, 20, 129, 130)'
+    return f"ValueError('{FILES[1].name}: {rule}')"
+
+
 @pytest.mark.parametrize(
     ('chunks', 'reason'),
     [
         (3, 'TypeError'),
         ([1, 2], 'TypeError'),
-        ([[19, 128], [1]], 'ValueError'),
-        ([[19, 128], [1, 2, 0]], 'ValueError'),
-        ([[19, 128], [1, '2']], 'ValueError'),
-        ([[19, 128], [1, 2.0]], 'ValueError'),
-        ([[19, 128], [True, 2]], 'ValueError'),
-        ([[21, 128], [-1, 2]], 'ValueError'),
-        ([], f"ValueError('{FILES[1].name}: chunks, their bytes and images are (0, 0, 0), must be (2, 20, 130)')"),
-        ([[20, 130]], 'ValueError'),
-        ([[18, 128], [1, 1], [1, 1]], 'ValueError'),
-        ([[20, 128], [1, 2]], 'ValueError'),
-        ([[19, 127], [1, 2]], 'ValueError'),
+        ([[19, 128, 0, 0, 0], [1]], told('must have 5 numbers each')),
+        ([[19, 128, 0, 0, 0], [1, 0, 1, 0]], told('must have 5 numbers each')),
+        ([[19, 128, 0, 0, 0], [1, 0, 1, 0, 0, 0]], told('must have 5 numbers each')),
+        ([[19, 128], [1, 2]], told('must have 5 numbers each')),  # bytes and images, as in format 2
+        ([[19, 128, 0, 0, 0], [1, 0, '1', 0, 0]], told('must be whole numbers')),
+        ([[19, 128, 0, 0, 0], [1, 0, 1.0, 0, 0]], told('must be whole numbers')),
+        ([[19, 128, 0, 0, 0], [True, 0, 1, 0, 0]], told('must be whole numbers')),
+        ([[21, 128, 0, 0, 0], [-1, 0, 1, 0, 0]], told('must be whole numbers')),
+        ([], sums(0, 0, 0, 0)),
+        ([[20, 128, 1, 0, 0]], sums(1, 20, 129, 130)),
+        ([[18, 128, 0, 0, 0], [1, 0, 1, 0, 0], [1, 0, 0, 0, 0]], sums(3, 20, 129, 130)),
+        ([[20, 128, 0, 0, 0], [1, 0, 1, 0, 0]], sums(2, 21, 129, 130)),
+        ([[19, 127, 0, 0, 0], [1, 0, 0, 1, 0]], sums(2, 20, 128, 130)),
+        ([[19, 128, 0, 0, 0], [1, 1, 0, 0, 0]], sums(2, 20, 129, 129)),
+        ([[19, 127, 0, 0, 0], [1, 1, 1, 0, 0]], told('but for the last one must have 128 products each')),
+        ([[19, 128, 1, 0, 0], [1, 0, 0, 0, 0]], told('but for the last one must have 128 products each')),
     ],
 )
 def test_chunks_that_cannot_be_those_of_their_file_are_refused(folder, chunks, reason):
@@ -142,11 +160,11 @@ def test_a_store_of_logits_needs_no_chunks(tmp_path):
 
 def test_a_dataset_of_another_kind_or_format_is_refused(folder):
     start = re.escape(f'{folder}/manifest.json: holds shards of format')
-    with pytest.raises(InputError, match=f'^{start} 2, not logits of format 2; make the logits again: do this$'):
+    with pytest.raises(InputError, match=f'^{start} 3, not logits of format 3; make the logits again: do this$'):
         read(folder, kind='logits')
     values = json.loads((folder / 'manifest.json').read_text())
-    (folder / 'manifest.json').write_text(json.dumps({**values, 'format_version': 1, 'files': [{'name': 'x'}]}))
-    with pytest.raises(InputError, match=f'^{start} 1, not shards of format 2; make the shards again: do this$'):
+    (folder / 'manifest.json').write_text(json.dumps({**values, 'format_version': 2, 'files': [{'name': 'x'}]}))
+    with pytest.raises(InputError, match=f'^{start} 2, not shards of format 3; make the shards again: do this$'):
         read(folder)
 
 

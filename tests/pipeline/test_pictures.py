@@ -167,6 +167,21 @@ def test_the_same_object_twice_in_a_row_is_copied(monkeypatch):
     assert [place for place, _ in damaged] == [4], 'a copy is not told again'
 
 
+def test_of_rows_of_several_the_same_object_in_the_row_before_is_copied(monkeypatch):
+    decoded: list[memoryview] = []
+
+    def noted(_: np.ndarray, image: memoryview) -> str:
+        decoded.append(image)
+        return ''
+
+    monkeypatch.setattr(pictures, '_decode', noted)
+    one, two, other = (memoryview(bytes([number])) for number in range(3))
+    pixels = np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones(pictures.SHAPE, np.uint8)
+    pictures.decode_into(pixels, [one, two, one, two, one, None, other, one, two, one], each=2)
+    assert [id(image) for image in decoded] == [id(image) for image in (one, two, other, one, two)]
+    assert pixels[:, 0, 0, 0].tolist() == [0, 1, 0, 1, 0, 0, 6, 7, 8, 7]
+
+
 def test_no_pictures_are_no_pixels():
     assert pictures.decode_into(np.zeros((0, *pictures.SHAPE), np.uint8), []) == []
 

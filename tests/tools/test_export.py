@@ -20,6 +20,8 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from model import answers, runs, serving
 from model.accumulate import AccumulatingModel
+from model.classifier import Options
+from model.inputs import Inputs
 from pipeline import dataset, progress
 from pipeline.dataset import Shards
 from pipeline.errors import InputError, UsageError
@@ -27,7 +29,7 @@ from pipeline.records import Product
 from tests import catalogue
 from tests import shards as small
 from tests.model import finished_run
-from tools import export, serving_checks
+from tools import export, sample_products, serving_checks
 
 # Reads pictures as base64 on stdin, answers in JSON; knows nothing of this project, as a server does. A session runs
 # the graph of the tag `serve` between the tensors that its signature names, which is how TensorFlow Serving does it;
@@ -73,6 +75,19 @@ def arguments(run_dir: Path, shards_dir: str, *more: str) -> list[str]:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_run_for_a_number_of_pictures_is_checked_on_products_with_so_many(shards, tmp_path, capsys):
+    options = Options(inputs=Inputs(2))
+    finished_run.write(tmp_path / 'two', shards.label_map, seed=4, options=options)
+    export.main(arguments(tmp_path / 'two', shards.folder))
+    with_two = sum(
+        len(product.images) == 2
+        for product in sample_products.read(
+            shards.folder, [(file, number) for file in shards.manifest.files for number in range(file.products)]
+        )
+    )
+    assert capsys.readouterr().out.startswith(f'checked on {with_two} products: ')
 
 
 def test_it_says_that_it_was_checked_how_fast_it_is_and_how_it_is_served(run_dir, shards, capsys):

@@ -95,7 +95,8 @@ def write(folder: Path, name: str, new: Sequence[bytes]) -> None:
     """Writes a file of these records, and what the manifest says of it and in total."""
     data = records.frame(new)
     (folder / name).write_bytes(data)
-    images = [record.count(b'\xff\xd8\xff\xe0') for record in new]
+    # A manifest can tell of products with 1 to 4 pictures only.
+    images = [min(max(record.count(b'\xff\xd8\xff\xe0'), 1), 4) for record in new]
     entry = {'products': len(new), 'images': sum(images), 'bytes': len(data), 'chunks': chunks.table(new, images)}
     edit_file(folder, name, crc32c=f'{google_crc32c.value(data):08x}', **entry)
 
@@ -176,6 +177,21 @@ def edit(rule: str, *, name: str = TRAIN0, record: int = 1, **changes: Any) -> D
         data[record] = records.encode(product._replace(**changes))
         write(folder, name, data)
         return [f'{name}: record {record}: product {product.product_id}: {rule}']
+
+    return do
+
+
+def wrong_number_of_pictures(count: int, *, listed: int) -> Damage:
+    def do(folder: Path) -> list[str]:
+        lines = edit(f'has {count} pictures, must have 1 to 4', images=(BLANK,) * count)(folder)
+        made = read_manifest(folder)
+        (file,) = (file for file in made.files if file.name == TRAIN0)
+        more, total = count - listed, made.images('train')
+        return [
+            f'{TRAIN0}: images: {file.images + more}, the manifest says {file.images}',
+            *lines,
+            f'manifest.json: train: says {total} images, the files have {total + more}',
+        ]
 
     return do
 
@@ -261,13 +277,13 @@ def in_train_and_val(folder: Path) -> list[str]:
     return [f'{VAL}: record {record}: product {product.product_id}: stands already in {TRAIN1}: record 2']
 
 
-def wrong_entry(what: str, value: Any) -> Damage:
+def wrong_entry(what: str, value: Any, *, products_with: tuple[int, int, int, int] = (5, 5, 5, 5)) -> Damage:
     """Changes a number in a file's entry of the manifest; chunks and totals are changed with it."""
 
     def do(folder: Path) -> list[str]:
         (file,) = (file for file in read_manifest(folder).files if file.name == TEST)
-        old, changed = getattr(file, what), dataclasses.replace(file, **{what: value})
-        edit_file(folder, TEST, **{what: value, 'chunks': ((changed.bytes, changed.images),)})
+        old = getattr(file, what)
+        edit_file(folder, TEST, **{what: value, 'chunks': ((file.bytes, *products_with),)})
         lines = [f'{TEST}: {what.replace("crc32c", "CRC32C")}: {old}, the manifest says {value}']
         totals = [f'manifest.json: test: says {value} {what}, the files have {old}']
         return lines + totals * (what in ('products', 'images'))
@@ -276,15 +292,18 @@ def wrong_entry(what: str, value: Any) -> Damage:
 
 
 def wrong_chunks(folder: Path) -> list[str]:
-    """A picture and ten bytes of the second chunk are listed with the first; the third is listed as it is."""
-    ids = np.arange(300)[np.argsort(order_hashes(range(300)))]
-    write(folder, TEST, [records.encode(Product(number, -1, -1, 'test', (BLANK,))) for number in ids.tolist()])
+    """Ten bytes and the only product of two pictures, of the second chunk, are listed with the first."""
+    ids = np.arange(300)[np.argsort(order_hashes(range(300)))].tolist()
+    images = [(BLANK,) * (1 + (place == 130)) for place in range(300)]
+    encoded = [records.encode(Product(number, -1, -1, 'test', some)) for number, some in zip(ids, images, strict=True)]
+    write(folder, TEST, encoded)
     (table,) = (file.chunks for file in read_manifest(folder).files if file.name == TEST)
-    (first, _), (second, _), last = table
-    edit_file(folder, TEST, chunks=((first + 10, 129), (second - 10, 127), last))
+    (first, *_), (second, *_), last = table
+    edit_file(folder, TEST, chunks=((first + 10, 127, 1, 0, 0), (second - 10, 128, 0, 0, 0), last))
+    one, two = (f'{counts}, 0, 0 products with 1, 2, 3 and 4 pictures' for counts in ('128, 0', '127, 1'))
     return [
-        f'{TEST}: chunk 0: {first} bytes and 128 images, the manifest says {first + 10} and 129',
-        f'{TEST}: chunk 1: {second} bytes and 128 images, the manifest says {second - 10} and 127',
+        f'{TEST}: chunk 0: {first} bytes, {one}; the manifest says {first + 10} bytes, {two}',
+        f'{TEST}: chunk 1: {second} bytes, {two}; the manifest says {second - 10} bytes, {one}',
     ]
 
 
@@ -352,7 +371,8 @@ DAMAGES: dict[str, Damage] = {
         'picture 0: is 180x179 pixels, must be a JPEG of 180x180', images=(catalogue.jpeg(0, size=(180, 179)),)
     ),
     'no JPEG': edit('picture 1: is no JPEG, must be a JPEG of 180x180', images=(BLANK, b'GIF\xff\xd8\xff\xe0')),
-    'no pictures': edit('has no pictures', images=()),
+    'no pictures': wrong_number_of_pictures(0, listed=1),
+    'five pictures': wrong_number_of_pictures(5, listed=4),
     'no Example': no_example,
     'a product moved to train': moved_to_train,
     'products in another order': swapped,
@@ -360,8 +380,8 @@ DAMAGES: dict[str, Damage] = {
     'a product twice in train': twice(TRAIN2),
     'a product twice in test': twice(TEST),
     'a product in train and val': in_train_and_val,
-    'a wrong number of products': wrong_entry('products', 19),
-    'a wrong number of pictures': wrong_entry('images', 53),
+    'a wrong number of products': wrong_entry('products', 19, products_with=(4, 4, 6, 5)),
+    'a wrong number of pictures': wrong_entry('images', 53, products_with=(4, 5, 5, 6)),
     'wrong chunks': wrong_chunks,
     'a wrong checksum in the manifest': wrong_entry('crc32c', '0123abcd'),
     'a wrong total': wrong_total,

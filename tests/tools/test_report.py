@@ -22,8 +22,9 @@ from pipeline.errors import InputError
 from pipeline.records import Product
 from tests import shards
 from tests.commands import following
+from tests.ensemble import stores
 from tests.tools import browser
-from tests.tools.reports.trained import write_run
+from tests.tools.reports.trained import SETTINGS, write_run
 from tools import report, table
 from tools.reports import calibration, grids
 
@@ -436,6 +437,29 @@ def test_the_page_of_a_run_is_one_whole_file(
         headings = seen.page.locator('h2').all_inner_texts()
     assert headings[:2] == ['Training', 'Rules (Table I)']
     assert headings[-2:] == ['What it was trained on', 'Time and throughput']
+
+
+def test_runs_for_numbers_of_pictures_are_one_with_a_plus_between(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = stores.of_products(stores.in_order(stores.random_rows(12, 3, seed=0)), seed=1)
+    for split in ('val', 'test'):
+        stores.write_parts(folder, [rows], LABEL_MAP, split=split)
+    runs_of = [write_run(folder / f'p{count}', pictures=count) for count in range(1, 5)]
+    joint = '+'.join(runs_of)
+    report.main(['report', f'--run_dir={joint}', f'--shards_dir={tmp_path}/none', '--runner=FnApiRunner'])
+    page = (folder / 'p1' / 'report-val.html').read_text()
+    assert 'Accuracy over the 12 products of val, ±' in page and '<h1>Run p1+p2+p3+p4</h1>' in page
+    assert all(f'p{count}: {SETTINGS["backbone"]}, not finished' in page for count in range(1, 5)), (
+        'each was trained by itself'
+    )
+    assert following(capsys.readouterr().out) == (
+        'python -m ensemble.combine --rule product --logits=' + '+'.join(f'{one}/logits/test' for one in runs_of)
+    )
+    run(joint, f'{folder}/p4+{folder}/p3+{folder}/p2+{folder}/p1')
+    lines = lines_of(folder / 'p1' / 'table-val.csv')
+    assert {line['configuration'] for line in lines} == {'p1+p2+p3+p4', 'p4+p3+p2+p1'}
+    assert len({line['accuracy'] for line in lines if line['rule'] == 'product'}) == 1
 
 
 def test_the_page_of_the_test_set_without_its_truth_has_only_what_needs_none(folder: Path, tmp_path: Path) -> None:

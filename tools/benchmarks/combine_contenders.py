@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -48,30 +47,32 @@ def ours(folder: Path, rule: str, *, cores: Sequence[int]) -> tuple[int, float]:
     ]
     with tempfile.TemporaryDirectory(dir=folder) as parts:
 
-        def reduce(shares: Sequence[Sequence[Any]]) -> None:
+        def reduce(shares: Sequence[Sequence[str]]) -> None:
             tasks = [
                 worker.submit(_reduce, store, parts, rule, share) for worker, share in zip(workers, shares, strict=True)
             ]
             for task in tasks:
                 task.result()
 
-        reduce([manifest.files[:1] for _ in cores])  # warms up
+        names = [file.name for file in manifest.files]
+        reduce([names[:1] for _ in cores])  # warms up
         started = time.perf_counter()
-        reduce([manifest.files[turn :: len(cores)] for turn in range(len(cores))])
+        reduce([names[turn :: len(cores)] for turn in range(len(cores))])
         seconds = time.perf_counter() - started
         for worker in workers:
             worker.shutdown()
     return manifest.images('val') * manifest.about['categories'] * np.float16().nbytes, seconds
 
 
-def _reduce(store: str, parts: str, rule: str, files: Sequence[Any]) -> None:
-    """What a Beam worker does with its share of the files."""
+def _reduce(store: str, parts: str, rule: str, files: Sequence[str]) -> None:
+    """What a Beam worker does with its share of the files, by name."""
     from ensemble import reduction
     from ensemble.mixture import Mixture
 
     job = reduction.Job(reduction.open_stores([store]), [Mixture(rule)], [parts])
-    for file in files:
-        reduction.reduce_part(reduction.Part((file,)), job)
+    for part in job.stores.parts():
+        if part.files[0].name in files:
+            reduction.reduce_part(part, job)
 
 
 def numpy(folder: Path, scores: Callable[[np.ndarray], np.ndarray]) -> tuple[int, float]:

@@ -128,7 +128,7 @@ def rows_alone(folder: Path) -> Iterator[None]:
     from pipeline import dataset, feed
 
     shards = dataset.open_shards(str(folder / 'shards'))
-    chunks = feed.chunks_of(shards.folder, shards.manifest.of_split('train'), products=False)
+    chunks = feed.chunks_of(shards.folder, shards.manifest.of_split('train'))
     left = 0
     for rows in feed.shuffled(chunks, seed=0, start_row=0, shuffle_rows=dataset.SHUFFLE_IMAGES):
         left += len(rows)

@@ -60,6 +60,7 @@ def make(store: Path, *, images: int, categories: int, arrays: Path | None = Non
     ids = synthetic_draws.draw_category_ids(categories, seed=SEED)
     logits.finish(
         str(store), files, split='val', tta=1, weights_digest='none', dataset_digest='none', seed=0,
+        dataset_products=len(counts), order_seed=SEED,
         categories=Categories(ids, tuple(synthetic_draws.draw_names(categories, seed=SEED))),
     )  # fmt: skip
 

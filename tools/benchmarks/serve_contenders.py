@@ -88,7 +88,7 @@ def _served(model: AccumulatingModel) -> Callable[..., Any]:
 def _model(network: str) -> AccumulatingModel:
     name, width, size, classes = NETWORKS[network]
     made = backbone.build(name, image_size=size, width=width)
-    return AccumulatingModel(classifier.build(made, classes=classes, dropout=0), micro_batch=answers.AT_ONCE)
+    return AccumulatingModel(classifier.build(made, classes=classes), micro_batch=answers.AT_ONCE)
 
 
 if __name__ == '__main__':

@@ -98,7 +98,7 @@ class _Clock(keras.callbacks.Callback):
 
 def _network(shards: dataset.Shards) -> keras.Model:
     network = backbone.build('xception_small', image_size=SIZE, width=0.25)
-    return classifier.build(network, classes=len(shards.label_map), dropout=0.2)
+    return classifier.build(network, classes=len(shards.label_map), options=classifier.Options(dropout=0.2))
 
 
 def _small(images: Any) -> tf.Tensor:

@@ -64,8 +64,8 @@ def _plot_parts(label: str, names: Sequence[str], parts: dict[str, tuple[Score, 
 
 def _with_intervals(axes: Axes, x: np.ndarray, some: Sequence[Score], **options: Any) -> None:
     """Points with error bars; there are none where there is nothing to count."""
-    value, low, high = np.array([[one.value, one.low, one.high] for one in some]).T
-    axes.errorbar(x, value, [value - low, high - value], fmt='o', markersize=4, capsize=3, **options)
+    value, low, high = np.array([[one.value, one.low, one.high] for one in some]).reshape(-1, 3).T
+    axes.errorbar(x, value, np.stack([value - low, high - value]), fmt='o', markersize=4, capsize=3, **options)
 
 
 def categories_section(outcome: Outcome, pairs: Pairs, sizes: np.ndarray | None) -> Section:

@@ -40,11 +40,11 @@ class Grid:
     lines: Sequence[Sequence[str | Cell]]
 
 
-def told(rows: Sequence[Row], split: str) -> str:
-    """What the numbers of overview() are."""
+def told(rows: Sequence[Row], products: str) -> str:
+    """What the numbers of overview() are; `products` is Runs.products."""
     return (
-        f'Accuracy over the {rows[0].accuracy.count:,} products of {split}, ± half of its 95 % bootstrap interval; * '
-        f'where it differs from {REFERENCE} with p < {SIGNIFICANT} (McNemar, each rule by itself).\n'
+        f'Accuracy over the {rows[0].accuracy.count:,} products of {products}, ± half of its 95 % bootstrap interval; '
+        f'* where it differs from {REFERENCE} with p < {SIGNIFICANT} (McNemar, each rule by itself).\n'
         "Views are pooled. The paper's figures are Table I's, on Cdiscount's validation set; its x0.1 is power."
     )
 
@@ -126,21 +126,21 @@ def name_of(row: Row) -> str:
     return row.rule if row.views == rules.VIEWS[0] else f'{row.rule}, {row.views}'
 
 
-def markdown(rows: Sequence[Row], split: str) -> str:
+def markdown(rows: Sequence[Row], products: str) -> str:
     """The table in the paper's form, what the paper found held against it, and all that was measured store by store.
 
     Args:
         rows: what was measured of one store or more, of the same products.
-        split: val or test.
+        products: which, as Runs.products.
     """
-    blocks = [told(rows, split), _markdown(overview(rows)), _markdown(gains(rows))]
+    blocks = [told(rows, products), text(overview(rows)), text(gains(rows))]
     for store in dict.fromkeys(row.store for row in rows):
         its = [row for row in rows if row.store == store]
-        blocks += [f'### {store.title}', _markdown(comparison(its)), _markdown(parts(its))]
+        blocks += [f'### {store.title}', text(comparison(its)), text(parts(its))]
     return '\n\n'.join(blocks) + '\n'
 
 
-def _markdown(grid: Grid) -> str:
+def text(grid: Grid) -> str:
     """A Markdown table whose columns stand under each other as plain text too."""
     lines = [[cell.text if isinstance(cell, Cell) else cell for cell in line] for line in grid.lines]
     widths = [max(map(len, column)) for column in zip(grid.head, *lines, strict=True)]

@@ -54,14 +54,14 @@ def sections(
     if lacking[folders[0]]:
         return [Section('Predictions', [page.text(f'{lacking[folders[0]]}.')])]
     compared = table.open_runs([folder for folder in folders if not lacking[folder]], split, solution=solution)
-    gallery = open_gallery(shards_dir, split=split, digest=compared.opened.dataset_digest)
+    gallery = open_gallery(shards_dir, compared.opened)
     if split == 'test' and not solution:
         return [_least_certain(_predict(engine, compared.stores[0], rule, output_dir=output_dir), gallery)]
     with storage.scratch(output_dir, 'report') as scratch:
         rows = table.measure_all(engine, compared, shards_dir=shards_dir, scratch=scratch)
         found = predictions.read(table.predictions_folder(scratch, views=rules.VIEWS[0], rule=rule))
         outcome = _outcome(compared.stores[0], rule, found, compared.truth, compared.opened)
-    accuracy = table_one.accuracy_section(rows, split)
+    accuracy = table_one.accuracy_section(rows, compared.products)
     left_out = [page.text(f'Left out: {problem}.', faint=True) for problem in lacking.values() if problem]
     return [
         Section(accuracy.title, [*accuracy.blocks, *left_out]),
@@ -93,9 +93,13 @@ def _mistakes(outcome: Outcome, gallery: Gallery) -> list[Section]:
     sizes, images = None, []
     if gallery.shards:
         labels = set(itertools.chain(*shown))
-        trained = training_products.count(gallery.shards, examples_of=labels, examples=confusions.EXAMPLES)
+        trained = training_products.count(
+            gallery.shards, examples_of=labels, examples=confusions.EXAMPLES, pictures=gallery.part
+        )
         examples = {label: first_pictures(gallery.pictures_at(places)) for label, places in trained.places.items()}
-        mistaken = [first_pictures(gallery.pictures(places)) for places in confusions.examples(outcome, pairs)]
+        mistaken = [
+            first_pictures(gallery.pictures(outcome.found, places)) for places in confusions.examples(outcome, pairs)
+        ]
         images = [(some, *(examples[label] for label in pair)) for some, pair in zip(mistaken, shown, strict=True)]
         sizes = trained.counts
     wrong = cards.most_confident_mistakes(outcome)
@@ -103,7 +107,7 @@ def _mistakes(outcome: Outcome, gallery: Gallery) -> list[Section]:
     made = [
         accuracies.categories_section(outcome, pairs, sizes),
         confusions.section(outcome, pairs, images),
-        cards.section('Most confident mistakes', words, outcome, wrong, gallery.pictures(wrong)),
+        cards.section('Most confident mistakes', words, outcome, wrong, gallery.pictures(outcome.found, wrong)),
     ]
     return [_noted(section, gallery) for section in made]
 
@@ -111,7 +115,8 @@ def _mistakes(outcome: Outcome, gallery: Gallery) -> list[Section]:
 def _least_certain(outcome: Outcome, gallery: Gallery) -> Section:
     places = cards.least_certain(outcome)
     words = f'{outcome.title}: the predictions of the lowest probability.'
-    return _noted(cards.section('Least certain', words, outcome, places, gallery.pictures(places)), gallery)
+    images = gallery.pictures(outcome.found, places)
+    return _noted(cards.section('Least certain', words, outcome, places, images), gallery)
 
 
 def _noted(section: Section, gallery: Gallery) -> Section:

@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 FEWEST = 10  # products that make a point of the reliability curve; of fewer it tells nothing
 
 
-def accuracy_section(rows: Sequence[Row], split: str) -> Section:
+def accuracy_section(rows: Sequence[Row], products: str) -> Section:
     """All rules of all stores of logits against each other and the paper.
 
     Args:
         rows: what table.measure() found.
-        split: val or test.
+        products: of which they are, as Runs.products.
     """
     best = max(rows, key=lambda row: row.accuracy.value)
     found = f'The best here is {grids.name_of(best)} on {best.store.title}: {best.accuracy.value:.3f}.'
     blocks = [
-        page.text(f'{grids.told(rows, split)} {found}'),
+        page.text(f'{grids.told(rows, products)} {found}'),
         _table(grids.overview(rows)),
         _table(grids.with_stores(grids.comparison(rows), rows)),
         page.text(

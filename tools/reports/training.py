@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ensemble.routing import Store
 from model import history, runs
+from model.inputs import Inputs
 from pipeline import manifest, split, storage, worklog
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest
@@ -61,6 +63,11 @@ class Run:
     def passes(self) -> float:
         """How far it was trained."""
         return max(self.history['passes'], default=0)
+
+    @property
+    def noun(self) -> str:
+        """What a row of its data is: pictures or products."""
+        return Inputs.of_run(self.settings).noun
 
     def decays(self) -> list[float]:
         """The passes after which the learning rate decays, as far as it was trained."""
@@ -118,6 +125,7 @@ def sections(folders: Sequence[str], *, shards_dir: str) -> Sections:
 def _training(found: Sequence[Run]) -> list[Markup]:
     drawn = [run for run in found if len(run.history['step'])]
     blocks = [page.text(_told(run)) for run in found]
+    nouns = ' or '.join(dict.fromkeys(run.noun for run in drawn))
     if not drawn:
         return [*blocks, page.text('history.csv has no row yet: there is nothing to draw.')]
     return [
@@ -127,8 +135,8 @@ def _training(found: Sequence[Run]) -> list[Markup]:
             'accuracy',
             'accuracy',
             width=WIDE,
-            caption='Accuracy by passes over the training data: lines are means over the training pictures of each row '
-            'of history.csv, dots the validation pictures. Dashed lines: the learning rate decays or layers are '
+            caption=f'Accuracy by passes over the training data: lines are means over the training {nouns} of each row '
+            f'of history.csv, dots the validation {nouns}. Dashed lines: the learning rate decays or layers are '
             "unfrozen. (The paper's Figure 3.)",
         ),  # fmt: skip
         page.side_by_side(
@@ -202,7 +210,7 @@ def _levels(run: Run) -> Markup:
     axes.set_xlim(left=0)
     axes.set_ylim(0, 1)
     axes.legend(loc='best')
-    return page.figure(figure, f'{run.name}: validation pictures whose category is right as far as this level.')
+    return page.figure(figure, f'{run.name}: validation {run.noun} whose category is right as far as this level.')
 
 
 def _data(found: Sequence[Run], shards_dir: str) -> list[Markup]:
@@ -260,10 +268,10 @@ def _logits(found: Sequence[Run]) -> Markup:
                 made = manifest.read(storage.join(parent, name), kind='logits', remedy='', check_files=False)
             except InputError:
                 continue  # not finished
-            pictures = made.images(made.about['split'])
+            store = Store(storage.join(parent, name), made)
             weights = made.about['weights_digest'][:SHORT]
-            rows.append([run.name, name, page.count(made.products(made.about['split'])), page.count(pictures), weights])
-    return page.table(['run', 'logits', 'products', 'rows', 'weights (SHA-256)'], rows)
+            rows.append([run.name, name, page.count(store.products), store.which, page.count(store.rows), weights])
+    return page.table(['run', 'logits', 'products', 'of', 'rows', 'weights (SHA-256)'], rows)
 
 
 def _time(run: Run, of_shards: Sequence[Entry]) -> list[Markup]:
@@ -280,17 +288,17 @@ def _time(run: Run, of_shards: Sequence[Entry]) -> list[Markup]:
 
 
 def _speed(run: Run) -> list[Markup]:
-    """Pictures a second while it was trained."""
+    """Pictures, or products, a second while it was trained."""
     rates, images = run.history['images_per_second'], run.history['images']
     seconds = float(np.sum(np.diff(images, prepend=0) / rates))
-    figure, axes = page.axes('passes over the training data', 'pictures a second')
+    figure, axes = page.axes('passes over the training data', f'{run.noun} a second')
     axes.plot(run.history['passes'], rates, marker=_marker(run))
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
-    told = f'The updates of {run.name} took {_duration(seconds)}: {images[-1] / seconds:,.0f} pictures a second'
+    told = f'The updates of {run.name} took {_duration(seconds)}: {images[-1] / seconds:,.0f} {run.noun} a second'
     return [
         page.text(f'{told}, validation and checkpoints not counted.'),
-        page.figure(figure, f'{run.name}: training pictures a second, in each row of history.csv.'),
+        page.figure(figure, f'{run.name}: training {run.noun} a second, in each row of history.csv.'),
     ]
 
 

@@ -27,13 +27,14 @@ class TrainingProducts:
     places: dict[int, list[tuple[FileInfo, int]]]
 
 
-def count(shards: Shards, *, examples_of: Collection[int], examples: int) -> TrainingProducts:
+def count(shards: Shards, *, examples_of: Collection[int], examples: int, pictures: int = 0) -> TrainingProducts:
     """Goes through all training products once; 18 MB of them are in memory at a time.
 
     Args:
         shards: the dataset. Its products stand in random order, so the first ones are as good as any.
         examples_of: labels of the categories that examples are noted of.
         examples: of each, at most.
+        pictures: only the products with so many pictures, which are all that a model of these learns from; 0: all.
 
     Raises:
         InputError: a shard is damaged (names the file and the byte).
@@ -45,10 +46,12 @@ def count(shards: Shards, *, examples_of: Collection[int], examples: int) -> Tra
         for file in shards.manifest.of_split(SPLIT):
             first = 0
             for found in shard_chunks.parse_shard(storage.join(shards.folder, file.name), file, columns.read):
-                counts += np.bincount(found.label, minlength=len(counts))
+                learned = found.images == pictures if pictures else np.ones(len(found.label), bool)
+                counts += np.bincount(found.label[learned], minlength=len(counts))
                 for label, noted in places.items():
                     if len(noted) < examples:
-                        records = first + np.flatnonzero(found.label == label)[: examples - len(noted)]
+                        chosen = learned & (found.label == label)
+                        records = first + np.flatnonzero(chosen)[: examples - len(noted)]
                         noted += [(file, record) for record in records.tolist()]
                 first += len(found.label)
                 bar.update(len(found.label))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +17,7 @@ from model import runs
 from pipeline import beam_job, dataset
 from pipeline.errors import InputError
 from pipeline.records import Product
+from pipeline.split import order_hashes
 from tests import catalogue, shards
 from tests.ensemble import stores
 from tests.tools import browser
@@ -38,6 +42,16 @@ SHARDS: Sequence[Sequence[tuple[int, int, Sequence[tuple[float, ...]]]]] = [
 TRAINING = (SCRIPT, SCRIPT, SCRIPT, SCRIPT, SHOE, SHOE, RUG, OTHER)
 DAMAGED = 5  # its picture isn't one
 ENGINE = ['--runner=FnApiRunner']
+# A dataset's products stand in the order of their hashes; by this seed, as those above do.
+ORDER_SEED = next(
+    seed
+    for seed in itertools.count()
+    if all(
+        (np.diff(order_hashes(np.array([one for one, *_ in products]), seed=seed).astype(float)) > 0).all()
+        for products in SHARDS
+        if products
+    )
+)
 
 
 def rows_of(products: Sequence[tuple[int, int, Sequence[tuple[float, ...]]]], *, tta: int, test: bool) -> Rows | None:
@@ -231,6 +245,121 @@ def test_others_without_logits_are_left_out_and_it_is_told(folder):
     *_, told = found['Rules (Table I)'].blocks
     assert f'Left out: {folder}/new/logits/val/manifest.json: no such file, so {folder}/new/logits/val holds no' in told
     assert {row[0] for row in cells(found['Calibration'].blocks[-1])} == {'other', 'demo', 'demo, 2 views'}
+
+
+# Models that look at whole products.
+
+
+def write_products_logits(run: Path, *, digest: str, split: str = 'val', pictures: int, fewer: bool = False) -> None:
+    """What a model says that looks at so many pictures: of each of its products what the first picture says."""
+    chosen = [
+        [(one, label, some[:1], len(some)) for one, label, some in products if fewer or len(some) == pictures]
+        for products in SHARDS
+    ]
+    rows = [rows_of([one[:3] for one in products], tta=1, test=split == 'test') for products in chosen]
+    counted = [
+        some and dataclasses.replace(some, pictures=np.array([count for *_, count in products]))
+        for some, products in zip(rows, chosen, strict=True)
+    ]
+    stores.write(
+        run / 'logits' / split, counted, LABEL_MAP, dataset_digest=digest, dataset_products=5, pictures=pictures,
+        fewer_pictures=fewer, order_seed=ORDER_SEED,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def whole(folder: Path) -> Path:
+    """Runs p1 to p4 for products with so many pictures, p4f for all; training products have one picture or two."""
+    made = folder / 'whole'
+    splits = {
+        split: [
+            [product(one, label, split, pictures=len(some)) for one, label, some in products] for products in SHARDS
+        ]
+        for split in ('val', 'test')
+    }
+    train = [[product(100 + number, label, 'train', pictures=number % 2 + 1) for number, label in enumerate(TRAINING)]]
+    shards.write_products(made / 'shards', {'train': train, **splits}, label_map=LABEL_MAP)
+    digest = dataset.open_shards(str(made / 'shards')).manifest.digest()
+    for split in ('val', 'test'):
+        for count in range(1, 5):
+            write_products_logits(made / f'p{count}', digest=digest, split=split, pictures=count)
+        write_products_logits(made / 'p4f', digest=digest, split=split, pictures=4, fewer=True)
+    return made
+
+
+def shown(section: Section) -> dict[int, list[bytes]]:
+    """The cards' products and the pictures that are shown of each."""
+    blocks = re.split('Product ', section.blocks[-1])
+    images = [
+        re.findall(r'src="data:image/jpeg;base64,([^"]+)"', block.rpartition('<div class="pictures">')[2])
+        for block in blocks[:-1]
+    ]
+    ids = [int(block.partition('<')[0]) for block in blocks[1:]]
+    return {one: [base64.b64decode(image) for image in some] for one, some in zip(ids, images, strict=True)}
+
+
+def test_a_run_for_some_products_is_reported_on_these(whole):
+    found = report(whole, 'p1')
+    assert 'Accuracy over the 3 products of val with 1 picture, of 5, ±' in found['Rules (Table I)'].blocks[0]
+    assert 'paper (' not in str(found['Rules (Table I)'].blocks[1])
+    by_pictures = {row[1]: row[2:6] for row in cells(found['Rules (Table I)'].blocks[-1])}
+    assert by_pictures['product'] == ['0.333 ± 0.500', '', '', '']
+    assert list(shown(found['Most confident mistakes'])) == [9, 5]
+    # Of the training products 0, 2, 4, 6 have one picture: SCRIPT, SCRIPT, SHOE, RUG.
+    rows = cells(found['Categories'].blocks[-1])
+    assert [row[2:4] for row in rows] == [['2', '2'], ['1', '0'], ['1', '1'], ['0', '0']]
+
+
+def test_the_pictures_shown_are_those_of_the_products(whole):
+    """Product 2 stands at place 3 of the split, but at 0 of those with two pictures; product 7 at 0 of those with 3."""
+    everything = shown(report(whole, 'p4f')['Least certain'])
+    assert [len(everything[one]) for one in (7, 3, 5, 2, 9)] == [3, 1, 1, 2, 1]
+    assert len({images[0] for images in everything.values()}) == 5
+    for run, products in (('p1', [3, 5, 9]), ('p2', [2]), ('p3', [7])):
+        for split in ('val', 'test'):
+            found = shown(report(whole, run, split=split)['Least certain'])
+            assert sorted(found) == products
+            assert found == {one: everything[one] for one in found}
+
+
+def test_a_run_for_some_products_is_scored_by_the_whole_solution(whole):
+    (whole / 'solution.csv').write_text('_id,category_id\n7,1010\n3,1000\n5,1000\n2,1000\n9,1020\n')
+    found = report(whole, 'p1', split='test', solution=f'{whole}/solution.csv')
+    assert '3 products of test with 1 picture, of 5' in found['Rules (Table I)'].blocks[0]
+
+
+def test_a_model_that_takes_all_products_is_reported_on_all(whole):
+    found = report(whole, 'p4f')
+    assert 'Accuracy over the 5 products of val, ±' in found['Rules (Table I)'].blocks[0]
+    by_pictures = {row[1]: row[2:6] for row in cells(found['Rules (Table I)'].blocks[-1])}
+    assert by_pictures['product'] == ['0.333 ± 0.500', '0.000 ± 0.000', '0.000 ± 0.000', '']
+    assert [row[2] for row in cells(found['Categories'].blocks[-1])] == ['4', '2', '1', '1']
+
+
+def test_four_runs_for_numbers_of_pictures_are_reported_on_as_one(whole):
+    """Each says of its products what p4f says."""
+    joint, one = report(whole, f'+{whole}/'.join(['p1', 'p2', 'p3', 'p4'])), report(whole, 'p4f')
+    assert list(joint) == list(one)
+    for title, section in one.items():
+        expected = [str(block).replace('p4f', 'p1+p2+p3+p4') for block in section.blocks]
+        assert [cells(block) for block in map(str, joint[title].blocks)] == [cells(block) for block in expected], title
+
+
+def test_of_runs_for_numbers_of_pictures_none_may_lack_its_logits(whole):
+    (block,) = report(whole, f'p1+{whole}/p9')['Predictions'].blocks
+    assert 'p9/logits/val holds no finished logits; make them' in block
+    with pytest.raises(InputError, match=r'p1/logits/val\+\S+p2/logits/val: 1 of 5 products are missing'):
+        report(whole, f'p1+{whole}/p2')
+
+
+def test_a_run_whose_products_the_dataset_lacks_says_so(whole):
+    (block,) = report(whole, 'p4')['Predictions'].blocks
+    assert 'holds no product, because the dataset has none of those with 4 pictures in val; take another' in block
+
+
+def test_runs_for_other_products_are_not_compared(whole):
+    with pytest.raises(InputError, match=r'p2/logits/val: holds 1 of 5 products .*p1/logits/val 3 of 5 .*compared'):
+        report(whole, 'p1', 'p2')
 
 
 @browser.needed

@@ -118,6 +118,14 @@ def test_the_dataset_is_counted_and_another_one_than_the_runs_is_told(tmp_path):
     assert manifest.NAME in html([own], str(tmp_path / 'nothing')), 'what is missing is told'
 
 
+def test_what_a_run_for_products_learns_is_not_called_pictures(tmp_path):
+    products, pictures = write_run(tmp_path / 'whole', pictures=2), write_run(tmp_path / 'one')
+    assert 'The updates of whole took 12 s: 50 products a second' in html([products], '')
+    both = html([products, pictures], '')
+    assert 'lines are means over the training products or pictures of each row' in both
+    assert 'whole: validation products whose category' in both
+
+
 def test_updates_take_as_long_as_their_rates_say(tmp_path):
     """600 pictures at 50 a second."""
     assert 'The updates of one took 12 s: 50 pictures a second' in html([write_run(tmp_path / 'one')], '')

@@ -32,6 +32,15 @@ def test_examples_go_on_in_the_next_file(tmp_path):
     assert [(file.name, record) for file, record in found.places[3]] == [(names[0], 3), (names[1], 3)]
 
 
+def test_only_products_with_as_many_pictures_are_counted_if_a_number_is_asked_for(tmp_path):
+    """Of shards.write, products have 1, 3, 2, 4, 1, 1 and 2 pictures by label."""
+    made = shards.write(tmp_path, train=28, shards=2)
+    found = training_products.count(made, examples_of=[2, 3], examples=3, pictures=2)
+    assert found.counts.tolist() == [0, 0, 4, 0, 0, 0, 4]
+    assert [record for _, record in found.places[2]] == [2, 9, 2]
+    assert found.places[3] == []
+
+
 def test_a_damaged_shard_is_one_line(tmp_path):
     made = shards.write(tmp_path, train=7)
     path = tmp_path / made.manifest.files[0].name
