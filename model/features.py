@@ -16,7 +16,7 @@ import os
 from absl import flags
 
 from model import cached_features, devices, inference, product_head
-from pipeline import dataset, split
+from pipeline import commands, dataset, split
 
 FLAGS = program.flag_values()
 program.group(FLAGS, 'What is cached')
@@ -49,10 +49,9 @@ def main(argv: list[str]) -> None:
     run_dir = RUN_DIR.value.rstrip('/')
     if os.path.islink(run_dir):  # model.train_head moves runs/latest, and must find the run again when it goes on
         run_dir = os.path.join(os.path.dirname(run_dir), os.readlink(run_dir))
-    elsewhere = () if SHARDS_DIR.value == SHARDS_DIR.default else (f'--shards_dir={SHARDS_DIR.value}',)
     program.last_line(
         f'wrote {folder}: the features of {SPLIT.value}',
-        then=program.command('model.train_head', f'--from_run={run_dir}', *elsewhere),
+        then=program.command('model.train_head', f'--from_run={run_dir}', *commands.of_shards(SHARDS_DIR.value)),
     )
 
 

@@ -251,7 +251,7 @@ class Loop:
             evaluation.write_by_category(found, self.evaluator.label_map, runs.by_category_path(self.options.run_dir))
             levels = ', '.join(f'level {number} {share:.4f}' for number, share in enumerate(found.levels, start=1))
             noun = self.model.inputs_of_row.noun
-            print(f'accuracy on all {rows:,} validation {noun}: {found.accuracy:.4f} ({levels})')
+            print(f'accuracy on all {found.images.sum():,} validation {noun}: {found.accuracy:.4f} ({levels})')
         self._board.end(self.state.step, found.accuracy if found else None)
         runs.save_model(self.model.whole, self.options.run_dir)
         return True

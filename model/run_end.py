@@ -38,5 +38,4 @@ def _next(run_dir: str, inputs: Inputs, splits: Sequence[str], shards_dir: str) 
         folder = logits_folder.folder(run_dir, name)
         is_default = os.path.realpath(f'runs/{runs.LATEST}') == os.path.realpath(run_dir) and name == 'test'
         return program.command('ensemble.combine', '--rule', rule, *(() if is_default else (f'--logits={folder}',)))
-    elsewhere = () if shards_dir == commands.SHARDS_DIR else (f'--shards_dir={shards_dir}',)
-    return program.command('model.predict', f'--run_dir={run_dir}', '--split=test', *elsewhere)
+    return program.command('model.predict', f'--run_dir={run_dir}', '--split=test', *commands.of_shards(shards_dir))

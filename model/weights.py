@@ -113,13 +113,11 @@ def _fill_more(
     features = plain.layers[-1].kernel.shape[0]
     if WIDER in by_name and WIDER not in {layer.name for layer in backbone}:
         features += by_name[WIDER].values[-1].shape[-1]
+    if TITLE_BRANCH in layers and not _fits(layers[TITLE_BRANCH], by_name.get(TITLE_BRANCH)):
+        by_name.pop(TITLE_HEAD, None)  # what reads the features of something else
     grown = {first: features}
-    if TITLE_HEAD in layers:  # features of crops are the backbone's, or those of a branch
-        grown[TITLE_HEAD] = features
-        if TITLE_BRANCH in layers:
-            grown[TITLE_HEAD] = layers[TITLE_HEAD].kernel.shape[0] // parts
-            if not _fits(layers[TITLE_BRANCH], by_name.get(TITLE_BRANCH)):
-                by_name.pop(TITLE_HEAD, None)
+    if TITLE_HEAD in layers:  # a crop's features are the backbone's, or a branch's
+        grown[TITLE_HEAD] = layers[TITLE_HEAD].kernel.shape[0] // parts if TITLE_BRANCH in layers else features
     for name, count in grown.items():
         if _grow(layers[name], by_name.get(name), features=count, parts=parts):
             filled.append(name)

@@ -22,8 +22,12 @@ def convert(folder: str) -> str:
     return program.command('pipeline.convert', '--runner=DirectRunner', *elsewhere)
 
 
+def of_shards(folder: str) -> tuple[str, ...]:
+    """The flag by which a program finds the shards of a folder, unless it looks there anyway."""
+    return () if folder == SHARDS_DIR else (f'--shards_dir={folder}',)
+
+
 def train(folder: str, *, pictures: int) -> str:
     """What trains on the shards of a folder, of which so many pictures are for training."""
-    elsewhere = () if folder == SHARDS_DIR else (f'--shards_dir={folder}',)
     name = 'demo.flags' if pictures < FEW_PICTURES else 'noaug.flags'
-    return program.command('model.train', f'--flagfile={name}', *elsewhere)
+    return program.command('model.train', f'--flagfile={name}', *of_shards(folder))

@@ -193,11 +193,10 @@ def _lacking(folder: str, split: str, *, alone: bool) -> str:
     listed = storage.join(path, manifest.NAME)
     if storage.exists(listed):
         found = routing.Store(path, logits.read_manifest(path))
-        if not alone:
-            return ''  # of some numbers of pictures there may be no products
         none = f'none of {found.which}' if found.part else 'none'
         problem = f'{path} holds no product, because the dataset has {none} in {split}; take another split'
-        return '' if found.products else problem
+        # Of some numbers of pictures there may be no products: such a run is nothing alone, and a part of a whole.
+        return '' if found.products or not alone else problem
     if storage.exists(storage.join(folder, runs.SETTINGS_NAME)) and not runs.is_finished(folder):
         return (
             f'{folder} has no logits of {split} yet: its training is not finished; the same model.train command goes '
